@@ -1,0 +1,154 @@
+"""Configuration at the edge: frozen dataclasses, filled from a TOML file and command-line flags.
+
+A flag wins over the file, the file over the default. Fields' one-line docs are the ``--help`` text.
+An unknown key or flag is an error that says what was probably meant. The code behind the command line
+takes plain arguments and never sees these functions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import io
+import os
+import tomllib
+from collections.abc import Sequence
+from contextlib import redirect_stderr
+from dataclasses import asdict, fields, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_type_hints
+
+import tomli_w
+import tyro
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from specalign.errors import UserError, unknown
+from specalign.results import write_text
+
+STRICT = ConfigDict(extra="forbid")
+"""Set as ``__pydantic_config__`` of every config dataclass: unknown keys of a file are errors."""
+
+C = TypeVar("C")
+
+
+def _parse_weights(words: list[str]) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for word in words:
+        name, _, value = word.partition("=")
+        weights[name] = float(value) if value else 1.0
+    return weights
+
+
+Weights = Annotated[
+    dict[str, float],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME[=WEIGHT] ...",
+        instance_from_str=_parse_weights,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={weight:g}" for name, weight in value.items()],
+    ),
+]
+"""A table of names and numbers: ``{forward_kl = 0.5}`` in TOML, ``forward_kl=0.5 rank_order`` on the line."""
+
+
+def load_config(config: type[C], path: Path) -> C:
+    """Read a TOML file into a config dataclass; fields that it does not name keep their defaults."""
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(f"no such file: {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    _refuse_unknown_keys(config, values, path)
+    try:
+        return TypeAdapter(config).validate_python(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in problem["loc"])
+        raise UserError(f"{path}: {where} = {problem['input']!r}: {problem['msg']}") from None
+
+
+def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, program: str, description: str) -> C:
+    """Read flags over ``default``. An unknown flag or a bad value raises UserError; --help exits."""
+    complaint = io.StringIO()
+    try:
+        with redirect_stderr(complaint):
+            value, rest = tyro.cli(
+                config,
+                args=list(arguments),
+                default=default,
+                prog=program,
+                description=description,
+                return_unknown_args=True,
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise UserError(_plain(complaint.getvalue())) from None
+    if rest:
+        raise _unknown_flag(config, rest[0])
+    return value
+
+
+def write_config(path: Path, config: Any) -> None:
+    """Write the resolved configuration as TOML, atomically. Empty optional fields are left out."""
+    write_text(path, tomli_w.dumps(as_table(config)))
+
+
+def as_table(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain tables, numbers and strings; None is left out (TOML has no null)."""
+    return _plain_value(asdict(config))
+
+
+def cache_dir() -> Path:
+    """Where converted models and teacher data are kept: $SPECALIGN_CACHE, else the platform's cache folder."""
+    import platformdirs
+
+    chosen = os.environ.get("SPECALIGN_CACHE")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("specalign"))
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain_value(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _refuse_unknown_keys(config: Any, values: dict[str, Any], path: Path, prefix: str = "") -> None:
+    hints = get_type_hints(config)
+    for key, value in values.items():
+        if key not in hints:
+            names = [prefix + field.name for field in fields(config)]
+            raise UserError(f"{path}: {unknown('key', prefix + key, names)}")
+        if isinstance(value, dict) and is_dataclass(hints[key]):
+            _refuse_unknown_keys(hints[key], value, path, f"{prefix}{key}.")
+
+
+def _flag_names(config: Any, prefix: str = "--") -> list[str]:
+    names = []
+    for name, hint in get_type_hints(config).items():
+        if is_dataclass(hint):
+            names += _flag_names(hint, f"{prefix}{name}.")
+        elif not name.startswith("__"):
+            names.append((prefix + name).replace("_", "-"))
+    return names
+
+
+def _unknown_flag(config: Any, word: str) -> UserError:
+    name = word.split("=")[0]
+    close = difflib.get_close_matches(name.replace("_", "-"), _flag_names(config), n=1)
+    guess = f"; did you mean {close[0]}?" if close else ""
+    return UserError(f"unknown argument {name!r}{guess} (see --help for all)")
+
+
+def _plain(box: str) -> str:
+    """What tyro's framed message says, without the frame, its title and its pointers to the help."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    message = []
+    for line in lines:
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        message.append(line)
+    return " ".join(message).strip()

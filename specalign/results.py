@@ -1,0 +1,330 @@
+"""What a benchmark run leaves on disk: one record a generation, one result a run.
+
+`records.jsonl` is the raw truth, one :class:`GenerationRecord` a line, in execution order; `result.json` is
+one :class:`BenchmarkResult`. Every figure of a report can be recomputed from the records alone.
+Units stand in the names: ``_s`` seconds, ``n_`` counts. Notation as in ``specalign/__init__.py``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from specalign.errors import UserError
+
+SCHEMA_VERSION = 1
+RECORDS_FILE = "records.jsonl"
+RESULT_FILE = "result.json"
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StepTrace:
+    """The decoding steps of one generation, one entry a step (that is, a target call), column by column.
+
+    Plain decoding has the same columns with nothing drafted. In every step
+    ``n_accepted <= n_examined <= n_drafted`` and ``n_emitted`` is ``n_accepted`` plus the target's own
+    token (bonus or correction), unless the step ended the sequence before that token.
+    """
+
+    n_drafted: list[int]
+    """Tokens that the drafter proposed."""
+    n_examined: list[int]
+    """Drafted tokens that the rule looked at: up to and including the first rejected one."""
+    n_accepted: list[int]
+    """Drafted tokens that were accepted and emitted."""
+    n_emitted: list[int]
+    """Tokens that the step added to the output."""
+    overlap: list[list[float]]
+    """Sum over the vocabulary of min(p, q) at each examined position, at the temperature used."""
+    draft_s: list[float]
+    """Seconds in the drafter."""
+    verify_s: list[float]
+    """Seconds in the target's forward call."""
+    rest_s: list[float]
+    """Seconds in everything else: sampling, the rule, cache bookkeeping, Python."""
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class GenerationRecord:
+    """One generation: what was asked, what came out, and where the time went."""
+
+    method: str
+    """Row label: "target" for plain decoding, else the drafter's name."""
+    prompt_id: str
+    category: str
+    repeat: int
+    """0-based index of this repetition of (prompt, method, temperature, gamma)."""
+    order: int
+    """0-based position in the run's (randomised) execution order."""
+    temperature: float
+    top_k: int
+    """0: no top-k filter."""
+    top_p: float
+    """1: no top-p filter."""
+    gamma: int
+    """Draft length; 0 for plain decoding."""
+    rule: str
+    """Verification rule; "none" for plain decoding."""
+    lossless: bool
+    seed: int
+    n_prompt_tokens: int
+    status: Literal["ok", "failed"]
+    error: str = ""
+    """Why it failed; a failed generation has no steps and enters no mean."""
+    token_ids: list[int] = field(default_factory=list)
+    """The new tokens, without the prompt; a final end-of-sequence token is included."""
+    finish_reason: Literal["eos", "length", ""] = ""
+    text: str = ""
+    reference: str = ""
+    """The data set's reference; empty where there is none."""
+    steps: StepTrace | None = None
+    prefill_s: float = 0.0
+    """Seconds for the prompt: target and drafter prefill, up to the first token."""
+    decode_s: float = 0.0
+    """Seconds from the first token to the last."""
+    wall_s: float = 0.0
+    """Seconds for the whole call; prefill_s + decode_s and what little lies between."""
+    schema_version: int = SCHEMA_VERSION
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point estimate with its 95 % confidence interval; bounds are None where none can be computed."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Rouge:
+    """ROUGE F1 scores, each in 0..1."""
+
+    rouge1: Interval
+    rouge2: Interval
+    rougeL: Interval
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class TimeSplit:
+    """Mean milliseconds of one decoding step by kind; prefill is per generation."""
+
+    prefill_ms: float
+    draft_ms: float
+    verify_ms: float
+    rest_ms: float
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """What one (method, temperature, gamma) came to. None: does not apply, or could not be computed."""
+
+    method: str
+    kind: Literal["target", "lookup", "model"]
+    temperature: float
+    gamma: int
+    rule: str
+    lossless: bool
+    n_requested: int
+    n_effective: int
+    n_failed: int
+    tokens_per_s: Interval
+    """Tokens over whole-call seconds, pooled."""
+    ms_per_token: float
+    speedup: Interval | None
+    """Target's wall seconds per token over this method's, paired by prompt at the same temperature."""
+    decode_speedup: Interval | None
+    """The same over decode seconds alone."""
+    time: TimeSplit
+    alpha_expected: Interval | None = None
+    """Mean over examined positions of sum_v min(p, q)."""
+    alpha_counted: Interval | None = None
+    """Accepted over examined."""
+    accepted_per_drafted: Interval | None = None
+    """Accepted over drafted (vLLM's figure)."""
+    tau: Interval | None = None
+    """Block efficiency: emitted tokens per target call, bonus token included, pooled."""
+    acceptance_by_position: list[float | None] = field(default_factory=list)
+    """Accepted over examined at draft position 1..gamma."""
+    survival_by_position: list[float | None] = field(default_factory=list)
+    """Share of drafts whose first i tokens were all accepted, i = 1..gamma."""
+    accepted_histogram: list[int] = field(default_factory=list)
+    """Number of steps with 0..gamma accepted tokens."""
+    c: float | None = None
+    """T_draft(1) / T_target(1), measured in this run."""
+    verify_ratio: float | None = None
+    """T_target(gamma + 1) / T_target(1), measured in this run."""
+    break_even_alpha: float | None = None
+    """The i.i.d. acceptance rate at which decoding would be as fast as the plain target."""
+    predicted_speedup: float | None = None
+    """Decode speed-up that the cost model gives for the measured survival curve."""
+    rouge_vs_reference: Rouge | None = None
+    rouge_vs_target: Rouge | None = None
+    exact_match_target: float | None = None
+    """Share of generations whose tokens equal the plain target's (meaningful at temperature 0)."""
+    n_tie_divergences: int = 0
+    """Greedy generations that leave the target's at a top-2 tie within the stated tolerance."""
+    n_unexplained_divergences: int = 0
+    """Greedy generations that leave it anywhere else: a defect."""
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the trust verdict."""
+
+    name: str
+    passed: bool | None
+    """None: could not be judged."""
+    detail: str
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What is known of one model of the run."""
+
+    name: str
+    source: str
+    n_parameters: int
+    n_layers: int
+    bytes_per_step: int
+    """Bytes of weights that one decoding step must read."""
+    method: str = ""
+    """Training method of a drafter of ours."""
+    draft_vocabulary: int | None = None
+    """Rows of the trimmed head, None for a full one."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Budget and provenance of a drafter of ours (trained tokens, seconds, seed, checkpoint hash)."""
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class BenchmarkResult:
+    """One run. Written with status "running" before the first generation, so that a crash leaves it."""
+
+    status: Literal["running", "complete", "interrupted"]
+    suite: str
+    command: list[str]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    metrics_version: str
+    target: ModelInfo
+    drafters: list[ModelInfo]
+    n_requested: int
+    n_effective: int
+    n_failed: int
+    rows: list[SummaryRow] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    records_sha256: str = ""
+    """Hash of records.jsonl, set when complete: a changed file is refused."""
+    schema_version: int = SCHEMA_VERSION
+    __pydantic_config__ = _STRICT
+
+
+_RECORD = TypeAdapter(GenerationRecord)
+_RESULT = TypeAdapter(BenchmarkResult)
+
+
+def result_schema() -> dict[str, Any]:
+    """The JSON schema of result.json."""
+    return _RESULT.json_schema()
+
+
+def record_line(record: GenerationRecord) -> str:
+    """One line of records.jsonl, newline included."""
+    return to_json(record).decode() + "\n"
+
+
+def read_records(path: Path) -> Iterator[GenerationRecord]:
+    """Read records.jsonl. A damaged line raises UserError with its number."""
+    with _open(path) as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith("\n"):
+                raise UserError(f"{path}, line {number}: cut off; the run was interrupted while writing it")
+            try:
+                yield _RECORD.validate_json(line)
+            except ValidationError as error:
+                raise UserError(f"{path}, line {number}: {first_problem(error)}") from None
+
+
+def write_result(run: Path, result: BenchmarkResult) -> None:
+    """Write result.json into the run folder, atomically."""
+    write_text(run / RESULT_FILE, to_json(result, indent=2).decode() + "\n")
+
+
+def read_result(run: Path) -> BenchmarkResult:
+    """Read result.json of a run folder. Raises UserError where it is missing or not valid."""
+    path = run / RESULT_FILE
+    with _open(path) as file:
+        text = file.read()
+    try:
+        return _RESULT.validate_json(text)
+    except ValidationError as error:
+        raise UserError(f"{path} is not a valid result: {first_problem(error)}") from None
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first problem that pydantic found, in one line: where, what."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"])
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file atomically: after a crash there is the old content or the new, never a part."""
+    with atomic_path(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
+    """Write JSON atomically; NaN and infinity are refused."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines atomically."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary file path beside ``path``; on success it is flushed to disk and takes its place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
+    partial = Path(name)
+    try:
+        yield partial
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        partial.chmod(0o666 & ~umask)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _open(path: Path) -> IO[str]:
+    try:
+        return open(path, encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no such file: {path}") from None
