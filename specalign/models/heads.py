@@ -1,0 +1,109 @@
+"""From hidden states to comparable logits: the output head, and the ids that two models have in common.
+
+The one place that knows soft-caps, T5's output scale, padded vocabulary rows and trimmed draft vocabularies;
+objectives and benchmark both come through here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True)
+class Head:
+    """An output head: x = scale * hidden @ weight.T + bias; logits = x, or softcap * tanh(x / softcap).
+
+    Calling it maps hidden states [..., d] to logits [..., V] in the dtype of the weight.
+    """
+
+    weight: Tensor
+    """[V, d]."""
+    bias: Tensor | None = None
+    """[V]."""
+    scale: float = 1.0
+    """T5 with tied embeddings: d ** -0.5."""
+    softcap: float | None = None
+    """Gemma 2: logits are squeezed into (-softcap, softcap)."""
+    ids: Tensor | None = None
+    """[V] vocabulary id of each row, ascending; None: row i is id i."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = functional.linear(hidden * self.scale, self.weight, self.bias)
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+    @property
+    def width(self) -> int:
+        """Number of rows."""
+        return self.weight.shape[0]
+
+
+def head_of(model: PreTrainedModel, ids: Tensor | None = None) -> Head:
+    """The head of a causal or encoder-decoder model; with ``ids`` [V'], only the rows of those ids.
+
+    Gradients reach the model's own weight, through the selection too.
+    """
+    linear = model.get_output_embeddings()
+    assert isinstance(linear, nn.Linear), f"{type(model).__name__} has no linear output head"
+    config = model.config.get_text_config()
+    scaled = getattr(config, "scale_decoder_outputs", False)
+    head = Head(
+        linear.weight,
+        linear.bias,
+        scale=config.d_model**-0.5 if scaled else 1.0,
+        softcap=getattr(config, "final_logit_softcapping", None),
+    )
+    return head if ids is None else _rows(head, ids.to(linear.weight.device))
+
+
+def common_heads(student: Head, teacher: Head, n_tokens: int) -> tuple[Head, Head]:
+    """Both heads, restricted to the ids that both know and that the tokenizer (``n_tokens`` ids) can produce.
+
+    Padded rows (Qwen2.5: 151,936 and 152,064 rows for 151,665 tokens) take part in neither softmax, which is
+    the same as logits of -inf there; with a trimmed student the teacher is renormalised over the draft
+    vocabulary. The teacher's head must be a full one.
+    """
+    assert teacher.ids is None, "the teacher's head must be a full one"
+    known = min(teacher.width, n_tokens)
+    if student.ids is None:
+        width = min(student.width, known)
+        return _first(student, width), _first(teacher, width)
+    shared = student.ids < known
+    kept = student if bool(shared.all()) else _rows(student, shared.nonzero()[:, 0])
+    assert kept.ids is not None
+    return kept, _rows(teacher, kept.ids)
+
+
+def hidden_states(model: PreTrainedModel, **inputs: object) -> Tensor:
+    """What the head is applied to: last hidden states [B, T, d] after the final norm.
+
+    ``inputs`` are those of the model's forward; an encoder-decoder model takes ``input_ids``,
+    ``attention_mask`` and ``decoder_input_ids`` and gives the decoder's states.
+    """
+    if not model.config.is_encoder_decoder:
+        return model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+    mask = inputs.get("attention_mask")
+    encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+    return model.get_decoder()(
+        input_ids=inputs["decoder_input_ids"],
+        encoder_hidden_states=encoded,
+        encoder_attention_mask=mask,
+        use_cache=False,
+    ).last_hidden_state
+
+
+def _rows(head: Head, rows: Tensor) -> Head:
+    ids = rows if head.ids is None else head.ids[rows]
+    bias = None if head.bias is None else head.bias[rows]
+    return replace(head, weight=head.weight[rows], bias=bias, ids=ids)
+
+
+def _first(head: Head, width: int) -> Head:
+    if width == head.width:
+        return head
+    bias = None if head.bias is None else head.bias[:width]
+    return replace(head, weight=head.weight[:width], bias=bias)

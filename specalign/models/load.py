@@ -1,0 +1,160 @@
+"""Models and tokenizers by one scheme of names, with errors that say what to do.
+
+A name is a hub id (``Qwen/Qwen2.5-0.5B-Instruct``), a local folder, a ``.gguf`` file, or ``builtin:smollm2``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from specalign.errors import UserError, unknown
+from specalign.models.gguf import builtin_gguf, convert_gguf
+
+Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
+Quantization = Literal["none", "4bit", "8bit"]
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` (CUDA where there is one, else the CPU), ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises UserError for a device that this machine does not have.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise unknown("device", name, ("auto", "cpu", "cuda", "cuda:N", "mps")) from None
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise UserError(
+            f"device {name!r} asked for, but this machine has {torch.cuda.device_count()} CUDA devices"
+        )
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device 'mps' asked for, but this machine has none")
+    return device
+
+
+def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    """``auto`` is bfloat16 on CUDA and float32 elsewhere."""
+    if name == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if name not in DTYPES:
+        raise unknown("dtype", name, ("auto", *DTYPES))
+    return DTYPES[name]
+
+
+def resolve_model(name: str) -> str:
+    """What transformers should load for ``name``: a hub id or the path of a checkpoint folder."""
+    if name.startswith("builtin:"):
+        return str(convert_gguf(builtin_gguf(name.removeprefix("builtin:"))))
+    path = Path(name)
+    if name.endswith(".gguf"):
+        if not path.is_file():
+            raise UserError(f"no such model file: {name}")
+        return str(convert_gguf(path))
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise UserError(f"{name} is not a model folder: it has no config.json")
+        return str(path)
+    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
+    if looks_local and "/" in name:
+        raise UserError(f"no such model folder: {name}")
+    return name
+
+
+def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model by name."""
+    source = resolve_model(name)
+    with _clear_errors(name):
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    name: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+    quantization: Quantization = "none",
+    attn: Attention = "auto",
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal or encoder-decoder model by name, in eval mode, from safetensors only.
+
+    Raises UserError where the name, the attention implementation or the quantisation cannot be had.
+    """
+    source = resolve_model(name)
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
+    if attn != "auto":
+        options["attn_implementation"] = attn
+    if quantization != "none":
+        options |= {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": str(device)}}
+    with _clear_errors(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model = auto.from_pretrained(source, **options)
+    if quantization == "none":
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    return model.eval()
+
+
+def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless both map the same tokens to the same ids; names the first difference."""
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    by_id = {id_: token for token, id_ in theirs.items()}
+    different = [(id_, token) for token, id_ in ours.items() if by_id.get(id_) != token]
+    if different:
+        id_, token = min(different)
+        found = f"id {id_} is {token!r} for the student and {by_id.get(id_)!r} for the teacher"
+    else:
+        found = f"the student's has {len(ours)} tokens, the teacher's {len(theirs)}"
+    raise UserError(f"student and teacher have different tokenizers: {found}; choose two models of one family")
+
+
+def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> Any:
+    import importlib.util
+
+    from transformers import BitsAndBytesConfig
+
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{quantization} needs bitsandbytes; install it with: pip install 'specalign[quant]'")
+    if quantization == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    """Turn what transformers raises about a model into one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError, ImportError) as error:
+        if isinstance(error, OSError) and not Path(name).exists() and ":" not in name:
+            hint = f"download it on a machine with a network: hf download {name}"
+            raise UserError(
+                f"model {name!r} is neither a local folder nor reachable on the hub; {hint}"
+            ) from None
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise UserError(f"cannot load model {name!r}: {lines[0]}") from None

@@ -1,0 +1,72 @@
+"""A student cut out of its teacher: some of its layers, the rest copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from specalign.errors import UserError
+from specalign.models.properties import decoder_layers
+
+
+def choose_layers(n_layers: int, n_keep: int, how: Literal["ends", "even"] = "ends") -> tuple[int, ...]:
+    """Which ``n_keep`` of ``n_layers`` layers to keep; the first and the last always are (n_keep >= 2).
+
+    ``ends``: the first half from the bottom, the rest from the top ([0, 1, 28, 29] of 30). ``even``: spread.
+    """
+    if not 2 <= n_keep <= n_layers:
+        raise UserError(f"cannot keep {n_keep} of the teacher's {n_layers} layers: choose 2 to {n_layers}")
+    if how == "even":
+        return tuple(round(i * (n_layers - 1) / (n_keep - 1)) for i in range(n_keep))
+    below = (n_keep + 1) // 2
+    return (*range(below), *range(n_layers - (n_keep - below), n_layers))
+
+
+@torch.no_grad()
+def slice_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+    """A model of the teacher's class with only ``layers`` of its (decoder) stack, weights copied.
+
+    An encoder-decoder model keeps its whole encoder. Layer types (sliding, full) follow their layers. Raises
+    UserError unless ``layers`` rises strictly from 0 to the teacher's last layer.
+    """
+    n_layers = len(decoder_layers(teacher))
+    chosen = list(layers)
+    if chosen != sorted(set(chosen)) or not chosen or (chosen[0], chosen[-1]) != (0, n_layers - 1):
+        raise UserError(f"layers must rise from 0 to {n_layers - 1}, the first and the last kept, not {chosen}")
+    student = type(teacher)(_sliced_config(teacher, chosen))
+    student.to(teacher.dtype)  # type: ignore[arg-type]
+    student.load_state_dict(_sliced_weights(teacher, chosen))
+    student.generation_config = copy.deepcopy(teacher.generation_config)
+    student.to(teacher.device)  # type: ignore[arg-type]
+    return student.eval()
+
+
+def _sliced_config(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedConfig:
+    config = copy.deepcopy(teacher.config)
+    if config.is_encoder_decoder:
+        config.num_decoder_layers = len(layers)
+        return config
+    text = config.get_text_config()
+    text.num_hidden_layers = len(layers)
+    if getattr(text, "layer_types", None):
+        text.layer_types = [text.layer_types[layer] for layer in layers]
+    return config
+
+
+def _sliced_weights(teacher: PreTrainedModel, layers: list[int]) -> dict[str, torch.Tensor]:
+    stack = decoder_layers(teacher)
+    prefix = next(name for name, module in teacher.named_modules() if module is stack) + "."
+    place = {layer: index for index, layer in enumerate(layers)}
+    weights = {}
+    for name, tensor in teacher.state_dict().items():
+        if not name.startswith(prefix):
+            weights[name] = tensor
+            continue
+        layer, _, rest = name.removeprefix(prefix).partition(".")
+        if int(layer) in place:
+            weights[f"{prefix}{place[int(layer)]}.{rest}"] = tensor
+    return weights

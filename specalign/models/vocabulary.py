@@ -1,0 +1,42 @@
+"""A trimmed draft vocabulary (FR-Spec, arXiv:2502.14856): the drafter's head has its likeliest ids only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from specalign.results import atomic_path
+
+FILE = "draft_vocabulary.safetensors"
+
+
+def choose_draft_vocabulary(
+    sequences: Iterable[Iterable[int]], size: int, n_tokens: int, always: Iterable[int]
+) -> Tensor:
+    """The ``size`` most frequent ids of ``sequences`` among ``n_tokens``, ascending; ``always`` ids are in.
+
+    Ties go to the smaller id, so that a byte-pair vocabulary fills up with its earliest merges.
+    """
+    counts = torch.zeros(n_tokens, dtype=torch.long)
+    for sequence in sequences:
+        counts += torch.bincount(torch.as_tensor(list(sequence), dtype=torch.long), minlength=n_tokens)[
+            :n_tokens
+        ]
+    counts[torch.as_tensor(sorted(set(always)), dtype=torch.long)] = counts.max() + 1
+    return counts.sort(descending=True, stable=True).indices[:size].sort().values
+
+
+def save_draft_vocabulary(folder: Path, ids: Tensor) -> None:
+    """Write ``ids`` beside a checkpoint."""
+    with atomic_path(folder / FILE) as path:
+        save_file({"ids": ids.contiguous()}, path)
+
+
+def load_draft_vocabulary(folder: Path) -> Tensor | None:
+    """The ids [V'] beside a checkpoint; None where its head is a full one."""
+    path = Path(folder) / FILE
+    return load_file(path)["ids"] if path.is_file() else None
