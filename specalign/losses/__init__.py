@@ -11,16 +11,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from specalign.errors import UserError, unknown
+from specalign.losses.accepted_length import accepted_length, window_loss
 from specalign.losses.chunked import chunked_loss
 from specalign.losses.cross_entropy import cross_entropy
 from specalign.losses.jsd import jsd
 from specalign.losses.kl import forward_kl, reverse_kl
+from specalign.losses.lk import lk_alpha, lk_hybrid
 from specalign.losses.rank_order import rank_order
 from specalign.losses.reduction import reduce_tokens
-from specalign.losses.tvd import overlap, tvd
+from specalign.losses.selection import select_tokens
+from specalign.losses.skew import skew_forward_kl, skew_reverse_kl
+from specalign.losses.tvd import argmax_agreement, overlap, tvd
 
 Loss = Callable[..., Tensor]
 
@@ -30,33 +35,114 @@ LOSSES: dict[str, Loss] = {
     "reverse_kl": reverse_kl,
     "jsd": jsd,
     "tvd": tvd,
+    "skew_forward_kl": skew_forward_kl,
+    "skew_reverse_kl": skew_reverse_kl,
+    "lk_alpha": lk_alpha,
+    "lk_hybrid": lk_hybrid,
+    "accepted_length": accepted_length,
     "rank_order": rank_order,
 }
 
-__all__ = ["LOSSES", "Objective", "chunked_loss", "objective", "overlap", "reduce_tokens"]
+__all__ = [
+    "LOSSES",
+    "Objective",
+    "argmax_agreement",
+    "chunked_loss",
+    "hyper_parameters",
+    "objective",
+    "overlap",
+    "reduce_tokens",
+]
+
+_DATA = ("labels", "sequence_ids")
+"""Keyword arguments of losses that are no hyper-parameters."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """A weighted sum of losses, called like one of them."""
+    """A weighted sum of losses, called like one of them.
+
+    It works in two steps, so that it can run over chunks of positions: ``measure`` needs logits and is
+    independent for each token; ``combine`` needs whole sequences, but no logits.
+    """
 
     terms: tuple[tuple[str, float, Mapping[str, Any]], ...]
     """(name in LOSSES, weight, hyper-parameters)."""
+    teacher_temperature: float = 1.0
+    """The teacher's logits are divided by this first: below 1 the target is sharper than the teacher."""
+    keep: float = 1.0
+    """Share of the tokens that is trained on, those with the largest reducible loss (see select_tokens)."""
 
     def __call__(
-        self, student_logits: Tensor, teacher_logits: Tensor, *, labels: Tensor | None = None
+        self,
+        student_logits: Tensor,
+        teacher_logits: Tensor | None,
+        *,
+        labels: Tensor | None = None,
+        sequence_ids: Tensor | None = None,
+        reference_loss: Tensor | None = None,
     ) -> Tensor:
-        losses = [
-            weight * LOSSES[name](student_logits, teacher_logits, labels=labels, **hyper)
-            for name, weight, hyper in self.terms
-        ]
-        return sum(losses[1:], start=losses[0])
+        """Per-token loss [...] from logits [..., C].
+
+        ``sequence_ids`` [...] part packed sequences (see accepted_length.window_loss); ``reference_loss`` [...]
+        is the same objective, with keep = 1, of the reference drafter.
+        """
+        columns = self.measure(student_logits, teacher_logits, labels=labels)
+        return self.combine(columns, sequence_ids=sequence_ids, reference_loss=reference_loss)
+
+    def measure(
+        self, student_logits: Tensor, teacher_logits: Tensor | None, *, labels: Tensor | None = None
+    ) -> Tensor:
+        """[..., K]: the sum of the losses that are local to a token, then one overlap for each that is not."""
+        if teacher_logits is not None and self.teacher_temperature != 1:
+            teacher_logits = teacher_logits / self.teacher_temperature
+        total: Tensor | None = None
+        overlaps: list[Tensor] = []
+        for name, weight, hyper in self.terms:
+            if name == "accepted_length":
+                temperature = hyper.get("temperature", 1.0)
+                assert teacher_logits is not None, "accepted_length needs the teacher's logits"
+                overlaps.append(overlap(student_logits, teacher_logits, temperature=temperature))
+            else:
+                loss = weight * LOSSES[name](student_logits, teacher_logits, labels=labels, **hyper)
+                total = loss if total is None else total + loss
+        if total is None:
+            total = torch.zeros_like(overlaps[0])
+        return torch.stack([total, *overlaps], dim=-1)
+
+    def combine(
+        self, columns: Tensor, *, sequence_ids: Tensor | None = None, reference_loss: Tensor | None = None
+    ) -> Tensor:
+        """From what ``measure`` gives, [..., K], to the per-token loss [...]."""
+        total, *overlaps = columns.unbind(-1)
+        windows = [(weight, hyper) for name, weight, hyper in self.terms if name == "accepted_length"]
+        for alpha, (weight, hyper) in zip(overlaps, windows, strict=True):
+            gamma = hyper.get("gamma", hyper_parameters("accepted_length")["gamma"])
+            total = total + weight * window_loss(alpha, sequence_ids=sequence_ids, gamma=gamma)
+        return select_tokens(total, reference_loss, self.keep)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a token's loss depends on that token alone."""
+        return self.keep == 1 and all(name != "accepted_length" for name, _, _ in self.terms)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the teacher's logits are looked at: cross_entropy alone does not."""
+        return any(name != "cross_entropy" for name, _, _ in self.terms)
 
 
-def objective(weights: Mapping[str, float], hyper: Mapping[str, Any] | None = None) -> Objective:
+def objective(
+    weights: Mapping[str, float],
+    hyper: Mapping[str, Any] | None = None,
+    *,
+    teacher_temperature: float = 1.0,
+    keep: float = 1.0,
+) -> Objective:
     """Build the weighted sum of ``weights``; each of ``hyper`` goes to every term that has such a parameter.
 
-    Raises UserError for an unknown loss, a negative weight, no weight at all, or a parameter that no term has.
+    Raises UserError for an unknown loss, a weight that is not positive, no weight at all, a parameter that no
+    term has, or a value out of range (found by trying the objective on two tokens).
     """
     if not weights:
         raise UserError(f"no objective given (choices: {', '.join(sorted(LOSSES))})")
@@ -73,7 +159,15 @@ def objective(weights: Mapping[str, float], hyper: Mapping[str, Any] | None = No
     for key in set(hyper) - used:
         choices = {key for name in weights for key in hyper_parameters(name)}
         raise unknown(f"hyper-parameter of {' + '.join(weights)}", key, choices)
-    return Objective(tuple(terms))
+    if not teacher_temperature > 0:
+        raise UserError(f"teacher_temperature must be positive, not {teacher_temperature:g}")
+    built = Objective(tuple(terms), teacher_temperature, keep)
+    trial = torch.zeros(2, 3)
+    try:
+        built(trial, trial, labels=torch.zeros(2, dtype=torch.long))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"objective {' + '.join(weights)}: {error}") from None
+    return built
 
 
 def hyper_parameters(name: str) -> dict[str, Any]:
@@ -82,5 +176,5 @@ def hyper_parameters(name: str) -> dict[str, Any]:
     return {
         item.name: item.default
         for item in parameters
-        if item.kind is item.KEYWORD_ONLY and item.name != "labels"
+        if item.kind is item.KEYWORD_ONLY and item.name not in _DATA
     }

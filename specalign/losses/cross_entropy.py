@@ -15,8 +15,8 @@ def cross_entropy(
     arXiv:1606.07947). The teacher's logits are not used and may be None.
 
     student_logits [..., C]; labels [...] index the last dimension; a negative label (a token that a trimmed
-    vocabulary lacks, or padding) gives 0 without gradient: leave it out of the token count. Returns [...], >= 0, in float32 or better.
-    Raises ValueError without labels.
+    vocabulary lacks, or padding) gives 0 without gradient: leave it out of the token count. Returns [...],
+    >= 0, in float32 or better. Raises ValueError without labels.
     """
     if labels is None:
         raise ValueError("cross_entropy needs labels")

@@ -33,7 +33,10 @@ class Head:
     """[V] vocabulary id of each row, ascending; None: row i is id i."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = functional.linear(hidden * self.scale, self.weight, self.bias)
+        return self.cap(functional.linear(hidden * self.scale, self.weight, self.bias))
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """The soft-cap, where there is one."""
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
     @property
