@@ -93,38 +93,44 @@ class Objective:
     def measure(
         self, student_logits: Tensor, teacher_logits: Tensor | None, *, labels: Tensor | None = None
     ) -> Tensor:
-        """[..., K]: the sum of the losses that are local to a token, then one overlap for each that is not."""
+        """[..., K]: the weighted sum of the losses that are local to a token, then an overlap for each other.
+
+        The first column is missing where no loss is local.
+        """
         if teacher_logits is not None and self.teacher_temperature != 1:
             teacher_logits = teacher_logits / self.teacher_temperature
-        total: Tensor | None = None
-        overlaps: list[Tensor] = []
-        for name, weight, hyper in self.terms:
-            if name == "accepted_length":
-                temperature = hyper.get("temperature", 1.0)
-                assert teacher_logits is not None, "accepted_length needs the teacher's logits"
-                overlaps.append(overlap(student_logits, teacher_logits, temperature=temperature))
-            else:
-                loss = weight * LOSSES[name](student_logits, teacher_logits, labels=labels, **hyper)
-                total = loss if total is None else total + loss
-        if total is None:
-            total = torch.zeros_like(overlaps[0])
-        return torch.stack([total, *overlaps], dim=-1)
+        columns = [
+            weight * LOSSES[name](student_logits, teacher_logits, labels=labels, **hyper)
+            for name, weight, hyper in self._local_terms
+        ]
+        columns = [sum(columns[1:], start=columns[0])] if columns else []
+        for _, _, hyper in self._window_terms:
+            assert teacher_logits is not None, "accepted_length needs the teacher's logits"
+            columns.append(overlap(student_logits, teacher_logits, temperature=hyper.get("temperature", 1.0)))
+        return torch.stack(columns, dim=-1)
 
     def combine(
         self, columns: Tensor, *, sequence_ids: Tensor | None = None, reference_loss: Tensor | None = None
     ) -> Tensor:
         """From what ``measure`` gives, [..., K], to the per-token loss [...]."""
-        total, *overlaps = columns.unbind(-1)
-        windows = [(weight, hyper) for name, weight, hyper in self.terms if name == "accepted_length"]
-        for alpha, (weight, hyper) in zip(overlaps, windows, strict=True):
-            gamma = hyper.get("gamma", hyper_parameters("accepted_length")["gamma"])
-            total = total + weight * window_loss(alpha, sequence_ids=sequence_ids, gamma=gamma)
-        return select_tokens(total, reference_loss, self.keep)
+        parts = list(columns.unbind(-1))
+        windows = self._window_terms
+        for k, (_, weight, hyper) in enumerate(windows, start=len(parts) - len(windows)):
+            parts[k] = weight * window_loss(parts[k], sequence_ids=sequence_ids, gamma=_gamma(hyper))
+        return select_tokens(sum(parts[1:], start=parts[0]), reference_loss, self.keep)
 
     @property
-    def is_local(self) -> bool:
-        """Whether a token's loss depends on that token alone."""
-        return self.keep == 1 and all(name != "accepted_length" for name, _, _ in self.terms)
+    def horizon(self) -> int | None:
+        """Number of positions, its own included, on which a token's loss depends; None: on all tokens."""
+        return max([1, *(_gamma(hyper) for _, _, hyper in self._window_terms)]) if self.keep == 1 else None
+
+    @property
+    def _local_terms(self) -> list[tuple[str, float, Mapping[str, Any]]]:
+        return [term for term in self.terms if term[0] != "accepted_length"]
+
+    @property
+    def _window_terms(self) -> list[tuple[str, float, Mapping[str, Any]]]:
+        return [term for term in self.terms if term[0] == "accepted_length"]
 
     @property
     def needs_teacher(self) -> bool:
@@ -168,6 +174,10 @@ def objective(
     except (TypeError, ValueError) as error:
         raise UserError(f"objective {' + '.join(weights)}: {error}") from None
     return built
+
+
+def _gamma(hyper: Mapping[str, Any]) -> int:
+    return hyper.get("gamma", hyper_parameters("accepted_length")["gamma"])
 
 
 def hyper_parameters(name: str) -> dict[str, Any]:

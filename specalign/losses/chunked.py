@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -32,7 +34,7 @@ class SplitObjective(Protocol):
     """An objective in two steps (see ``losses.Objective``): what needs logits, what needs whole sequences."""
 
     @property
-    def is_local(self) -> bool: ...
+    def horizon(self) -> int | None: ...
     def measure(
         self, student_logits: Tensor, teacher_logits: Tensor | None, *, labels: Tensor | None = None
     ) -> Tensor: ...
@@ -58,44 +60,50 @@ def chunked_loss(
     reach the student's hidden states, head weight and bias, none the teacher. ``teacher`` may be None where
     the objective does not look at it. ``chunk_tokens`` defaults to 64 MiB for one float32 tensor of logits.
 
-    An objective that is local to each token forms its gradients in the forward pass already, on the assumption
-    that all tokens will weigh the same (what a mean gives): then no logits are computed twice. Where the
-    backward pass finds other weights, and for objectives over sequences or selected tokens, logits are computed
-    again there, of the tokens that have a gradient. Second derivatives are not supported.
+    The forward pass forms the gradients already, on the assumption that all tokens will weigh the same (what a
+    mean gives): then no logits are computed twice. Where the backward pass finds other weights, and for an
+    objective that selects among all tokens, logits are computed again there, of the tokens that have a
+    gradient. Second derivatives are not supported.
     """
     hidden, head = student
-    rows = hidden.reshape(-1, hidden.shape[-1])
-    work = _Work(
+    device = hidden.device.type
+    task = _Task(
         objective,
         head.cap,
-        None if teacher is None else (teacher[0].detach().reshape(-1, teacher[0].shape[-1]), teacher[1]),
-        None if labels is None else labels.reshape(-1),
+        None if teacher is None else (teacher[0].detach().flatten(0, -2), teacher[1]),
+        None if labels is None else labels.flatten(),
+        partial(objective.combine, sequence_ids=sequence_ids, reference_loss=reference_loss),
+        hidden.shape[:-1],
         chunk_tokens or max(1, CHUNK_BYTES // (4 * head.weight.shape[0])),
-        objective.is_local and torch.is_grad_enabled(),
-        *_precision(hidden.device.type),
+        torch.is_grad_enabled(),
+        partial(
+            torch.autocast,
+            device,
+            dtype=torch.get_autocast_dtype(device),
+            enabled=torch.is_autocast_enabled(device),
+        ),
     )
-    columns = _Columns.apply(rows * head.scale, head.weight, head.bias, work)
-    return objective.combine(
-        columns.unflatten(0, hidden.shape[:-1]), sequence_ids=sequence_ids, reference_loss=reference_loss
-    )
+    rows = hidden.flatten(0, -2) * head.scale
+    return _ChunkedLoss.apply(rows, head.weight, head.bias, task).view(task.shape)
 
 
 @dataclass(frozen=True)
-class _Work:
-    """What both passes do with the student's raw logits of a chunk."""
+class _Task:
+    """What both passes need beside the student's hidden states and head."""
 
     objective: SplitObjective
     cap: Callable[[Tensor], Tensor]
     teacher: tuple[Tensor, Callable[[Tensor], Tensor]] | None
     labels: Tensor | None
+    combine: Callable[[Tensor], Tensor]
+    shape: torch.Size
     chunk_tokens: int
-    eager: bool
-    """Form gradients in the forward pass."""
-    device: str
-    autocast: bool
-    autocast_dtype: torch.dtype
+    differentiable: bool
+    autocast: Callable[[], AbstractContextManager[Any]]
+    """The caller's autocast state: the backward pass runs outside of it."""
 
     def measure(self, raw: Tensor, rows: Tensor) -> Tensor:
+        """Columns [n, K] of the objective for the positions ``rows`` [n], from their raw logits [n, C]."""
         teacher_logits = None
         if self.teacher is not None:
             with torch.no_grad():
@@ -103,50 +111,93 @@ class _Work:
         labels = None if self.labels is None else self.labels[rows]
         return self.objective.measure(self.cap(raw), teacher_logits, labels=labels)
 
-    def precision(self) -> AbstractContextManager[Any]:
-        """The caller's autocast state: the backward pass runs outside of it."""
-        return torch.autocast(self.device, dtype=self.autocast_dtype, enabled=self.autocast)
+    def slopes(self, raw: Tensor, rows: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """The columns [n, K], and the gradient [n, C] of each of them with respect to the raw logits."""
+        raw = raw.detach().requires_grad_()
+        with torch.enable_grad():
+            columns = self.measure(raw, rows)
+            totals = columns.sum(0).unbind()
+        last = len(totals) - 1
+        slopes = [torch.autograd.grad(one, raw, retain_graph=k < last)[0] for k, one in enumerate(totals)]
+        return columns.detach(), slopes
+
+    def loss(self, columns: Tensor) -> Tensor:
+        """Per-token loss [N] from the columns [N, K] of all tokens."""
+        return self.combine(columns.view(*self.shape, columns.shape[-1])).flatten()
+
+    def weigh(self, columns: Tensor, upstream: Tensor | None = None) -> Tensor:
+        """Gradient [N, K] of the sum of losses, each times ``upstream`` [N] (None: 1), for the columns."""
+        columns = columns.detach().requires_grad_()
+        with torch.enable_grad():
+            loss = self.loss(columns)
+        return torch.autograd.grad(loss, columns, torch.ones_like(loss) if upstream is None else upstream)[0]
 
 
-def _precision(device: str) -> tuple[str, bool, torch.dtype]:
-    return device, torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-
-
-class _Columns(torch.autograd.Function):
-    """Scaled hidden states [N, d], weight [C, d], bias [C] or None -> what the objective measures [N, K]."""
+class _ChunkedLoss(torch.autograd.Function):
+    """Scaled hidden states [N, d], weight [C, d], bias [C] or None -> loss [N]."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work) -> Tensor:
-        ctx.save_for_backward(hidden, weight, bias)
-        ctx.work = work
-        ctx.gradients = None
-        needed = ctx.needs_input_grad[:3]
-        if work.eager and any(needed):
-            ctx.gradients = _Gradients.zeros((hidden, weight, bias), needed)
-        parts = []
-        with work.precision():
-            for rows in torch.arange(len(hidden), device=hidden.device).split(work.chunk_tokens):
-                raw = functional.linear(hidden[rows], weight, bias)
-                if ctx.gradients is None:
-                    parts.append(work.measure(raw, rows))
-                else:
-                    parts.append(_differentiate(work, raw, rows, ctx.gradients, (hidden, weight)))
-        return torch.cat(parts)
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, task: _Task) -> Tensor:
+        eager = task.differentiable and task.objective.horizon is not None and any(ctx.needs_input_grad)
+        ctx.gradients = _Gradients.zeros(ctx, hidden, weight, bias) if eager else None
+        with task.autocast():
+            columns = _measure_all(task, hidden, weight, bias, ctx.gradients)
+        ctx.task = task
+        ctx.save_for_backward(hidden, weight, bias, columns)
+        return task.loss(columns)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, bias = ctx.saved_tensors
-        gradients, ctx.gradients = ctx.gradients, None
-        if gradients is not None and gradients.rescale(upstream):
+        gradients, ctx.gradients = ctx.gradients, None  # they are scaled in place: good for one pass only
+        if gradients is not None and gradients.rescale(upstream, local=ctx.task.objective.horizon == 1):
             return *gradients.tensors, None
-        gradients = _Gradients.zeros((hidden, weight, bias), ctx.needs_input_grad[:3])
-        active = upstream.ne(0).any(-1).nonzero()[:, 0]
-        with ctx.work.precision():
-            for rows in active.split(ctx.work.chunk_tokens):
-                raw = functional.linear(hidden[rows], weight, bias)
-                _differentiate(ctx.work, raw, rows, gradients, (hidden, weight), upstream[rows])
+        hidden, weight, bias, columns = ctx.saved_tensors
+        gradients = _Gradients.zeros(ctx, hidden, weight, bias)
+        weights = ctx.task.weigh(columns, upstream)
+        active = weights.ne(0).any(-1).nonzero()[:, 0]
+        with ctx.task.autocast():
+            for rows in active.split(ctx.task.chunk_tokens):
+                _, slopes = ctx.task.slopes(functional.linear(hidden[rows], weight, bias), rows)
+                gradients.add(rows, _mix(slopes, weights[rows]), hidden, weight)
         return *gradients.tensors, None
+
+
+def _measure_all(
+    task: _Task, hidden: Tensor, weight: Tensor, bias: Tensor | None, gradients: _Gradients | None
+) -> Tensor:
+    """Columns [N, K] of all tokens. With ``gradients``, adds those of the plain sum of losses on the way.
+
+    A token's weight in that sum depends on the ``horizon`` positions from it on, so a chunk's slopes wait until
+    these are measured: no wait where the objective is local, one chunk for the windows of accepted_length.
+    """
+    n, horizon = len(hidden), task.objective.horizon
+    parts: list[Tensor] = []
+    waiting: deque[tuple[int, Tensor, list[Tensor]]] = deque()
+    n_done = 0
+    for rows in torch.arange(n, device=hidden.device).split(task.chunk_tokens):
+        n_done += len(rows)
+        raw = functional.linear(hidden[rows], weight, bias)
+        if gradients is None or horizon is None:
+            parts.append(task.measure(raw, rows))
+            continue
+        columns, slopes = task.slopes(raw, rows)
+        del raw
+        parts.append(columns)
+        waiting.append((n_done, rows, slopes))
+        while waiting and n_done >= min(n, waiting[0][0] + horizon - 1):
+            _, rows, slopes = waiting.popleft()
+            so_far = functional.pad(torch.cat(parts), (0, 0, 0, n - n_done))
+            gradients.add(rows, _mix(slopes, task.weigh(so_far)[rows]), hidden, weight)
+    return torch.cat(parts)
+
+
+def _mix(slopes: list[Tensor], weights: Tensor) -> Tensor:
+    """sum_k weights[:, k] * slopes[k], in place of the first."""
+    mixed = slopes[0].mul_(weights[:, :1])
+    for k, slope in enumerate(slopes[1:], start=1):
+        mixed.addcmul_(slope, weights[:, k : k + 1].to(slope.dtype))
+    return mixed
 
 
 @dataclass
@@ -158,13 +209,13 @@ class _Gradients:
     bias: Tensor | None
 
     @classmethod
-    def zeros(cls, inputs: tuple[Tensor | None, ...], needed: tuple[bool, ...]) -> _Gradients:
+    def zeros(cls, ctx: Any, *inputs: Tensor | None) -> _Gradients:
         return cls(
             *(
                 torch.zeros_like(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
                 if tensor is not None and wanted
                 else None
-                for tensor, wanted in zip(inputs, needed, strict=True)
+                for tensor, wanted in zip(inputs, ctx.needs_input_grad, strict=False)
             )
         )
 
@@ -172,40 +223,30 @@ class _Gradients:
     def tensors(self) -> tuple[Tensor | None, ...]:
         return self.hidden, self.weight, self.bias
 
-    def rescale(self, upstream: Tensor) -> bool:
-        """Turn gradients of the plain sum into those for ``upstream`` [N, 1]; False where they cannot be."""
-        shared = self.weight is not None or self.bias is not None
-        if shared and not bool((upstream == upstream[:1]).all()):
+    def add(self, rows: Tensor, slope: Tensor, hidden: Tensor, weight: Tensor) -> None:
+        """Add what the gradient ``slope`` [n, C] of a chunk's raw logits means for each input."""
+        if self.hidden is not None:
+            self.hidden[rows] = (slope @ weight).to(self.hidden.dtype)
+        if self.weight is not None:
+            _add_outer(self.weight, slope, hidden[rows])
+        if self.bias is not None:
+            self.bias += slope.sum(0)
+
+    def rescale(self, upstream: Tensor, *, local: bool) -> bool:
+        """Turn gradients of the plain sum into those for ``upstream`` [N]; False where that cannot be.
+
+        It can for a factor that all tokens share, and for any factors where each row of the result belongs to
+        one token: no gradient of weight or bias, a ``local`` objective.
+        """
+        apart = local and self.weight is None and self.bias is None
+        if not apart and not bool((upstream == upstream[:1]).all()):
             return False
         if self.hidden is not None:
-            self.hidden.mul_(upstream)
+            self.hidden.mul_(upstream.unsqueeze(-1))
         for total in (self.weight, self.bias):
             if total is not None:
                 total.mul_(upstream[:1].sum())
         return True
-
-
-def _differentiate(
-    work: _Work,
-    raw: Tensor,
-    rows: Tensor,
-    gradients: _Gradients,
-    inputs: tuple[Tensor, Tensor],
-    upstream: Tensor | None = None,
-) -> Tensor:
-    """Measure one chunk and add its gradients for ``upstream`` [n, K] (None: ones) to the sums."""
-    raw = raw.detach().requires_grad_()
-    with torch.enable_grad():
-        columns = work.measure(raw, rows)
-    (slope,) = torch.autograd.grad(columns, raw, torch.ones_like(columns) if upstream is None else upstream)
-    hidden, weight = inputs
-    if gradients.hidden is not None:
-        gradients.hidden[rows] = (slope @ weight).to(gradients.hidden.dtype)
-    if gradients.weight is not None:
-        _add_outer(gradients.weight, slope, hidden[rows])
-    if gradients.bias is not None:
-        gradients.bias += slope.sum(0)
-    return columns.detach()
 
 
 def _add_outer(total: Tensor, slope: Tensor, hidden: Tensor) -> None:

@@ -1,6 +1,7 @@
 """Chunked objectives: value and gradients of whole logits, whatever the chunks and the tokens' weights."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -44,7 +45,7 @@ class Pair:
         student, teacher = self.student(self.hidden), self.teacher(self.teacher_hidden)
         return goal(student, teacher, labels=self.labels, **options)
 
-    def chunked(self, goal: Objective, chunk_tokens: int = 4, **options: Tensor) -> Tensor:
+    def chunked(self, goal: Objective, chunk_tokens: int = 4, **options: Any) -> Tensor:
         return chunked_loss(
             goal,
             (self.hidden, self.student),
@@ -107,6 +108,19 @@ def test_a_frozen_head_takes_uneven_weights_without_computing_again(pair: Pair) 
     assert sum(calls) == B * T
 
 
+@pytest.mark.parametrize("name", ["forward_kl", "rank_order", "mixture"])
+def test_a_mean_computes_no_logits_twice(pair: Pair, name: str) -> None:
+    calls = []
+
+    def counted(hidden: Tensor) -> Tensor:
+        calls.append(len(hidden))
+        return pair.teacher(hidden)
+
+    student = (pair.hidden, pair.student)
+    chunked_loss(OBJECTIVES[name], student, (pair.teacher_hidden, counted), chunk_tokens=3).mean().backward()
+    assert calls == [3, 3, 3, 3, 2]
+
+
 def test_only_selected_tokens_are_computed_again(pair: Pair) -> None:
     calls = []
     inner = pair.teacher
@@ -127,7 +141,7 @@ def test_only_selected_tokens_are_computed_again(pair: Pair) -> None:
 def test_sequences_and_references_reach_the_objective(pair: Pair, draw: Callable[..., Tensor]) -> None:
     ids = torch.tensor([0, 0, 0, 1, 1, 1, 1]).expand(B, T)
     goal = objective({"accepted_length": 1.0}, keep=0.6)
-    options = {"sequence_ids": ids, "reference_loss": draw(B, T)}
+    options: dict[str, Any] = {"sequence_ids": ids, "reference_loss": draw(B, T)}
     whole, chunked = pair.whole(goal, **options), pair.chunked(goal, **options)
     torch.testing.assert_close(chunked, whole)
     assert_same(pair.gradients(chunked.sum()), pair.gradients(whole.sum()))
