@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Head:
     bias: Tensor | None = None
     """[V]."""
     scale: float = 1.0
-    """T5 with tied embeddings: d ** -0.5."""
+    """T5 with tied embeddings: d ** -0.5. Cohere and Granite have a constant of their config."""
     softcap: float | None = None
     """Gemma 2: logits are squeezed into (-softcap, softcap)."""
     ids: Tensor | None = None
@@ -53,11 +53,10 @@ def head_of(model: PreTrainedModel, ids: Tensor | None = None) -> Head:
     linear = model.get_output_embeddings()
     assert isinstance(linear, nn.Linear), f"{type(model).__name__} has no linear output head"
     config = model.config.get_text_config()
-    scaled = getattr(config, "scale_decoder_outputs", False)
     head = Head(
         linear.weight,
         linear.bias,
-        scale=config.d_model**-0.5 if scaled else 1.0,
+        scale=_output_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
     )
     return head if ids is None else _rows(head, ids.to(linear.weight.device))
@@ -97,6 +96,12 @@ def hidden_states(model: PreTrainedModel, **inputs: object) -> Tensor:
         encoder_attention_mask=mask,
         use_cache=False,
     ).last_hidden_state
+
+
+def _output_scale(config: PreTrainedConfig) -> float:
+    if getattr(config, "scale_decoder_outputs", False):
+        return config.d_model**-0.5
+    return getattr(config, "logit_scale", None) or 1 / getattr(config, "logits_scaling", 1.0)
 
 
 def _rows(head: Head, rows: Tensor) -> Head:
