@@ -1,0 +1,12 @@
+"""The speculative decoding engine: speaks token ids, knows no tokenizer.
+
+from specalign.decoding import ModelDrafter, generate
+result = generate(target, ModelDrafter(drafter), prompt_ids, gamma=4, max_new_tokens=64)
+result.token_ids[0]
+"""
+
+from specalign.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from specalign.decoding.generate import Generation, Step, generate
+from specalign.decoding.verification import RULES
+
+__all__ = ["RULES", "Drafter", "Generation", "ModelDrafter", "PromptLookup", "Step", "generate"]

@@ -1,0 +1,110 @@
+"""A preallocated key-value cache with a length per row: rolling back is subtracting.
+
+Plugs into transformers' Cache interface. A forward call writes each row's new keys at that row's own
+positions; what lies beyond a row's length is never attended to and gets overwritten, so neither ragged prompts
+nor rejected drafts ever need moving or clearing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+Place = slice | tuple[Tensor, Tensor]
+
+
+class RowCache(Cache):
+    """Keys and values [B, heads, capacity, d] of every layer, and the number of valid positions of each row."""
+
+    def __init__(self, n_layers: int, n_rows: int, capacity: int) -> None:
+        self.rows_of_layers = [_RowLayer(self) for _ in range(n_layers)]
+        super().__init__(layers=list(self.rows_of_layers))
+        self.capacity = capacity
+        self.lengths = [0] * n_rows
+        self.place: Place = slice(0)
+        self.end = 0
+
+    def begin(self, n_new: int, device: torch.device) -> Tensor:
+        """Announce a forward call over ``n_new`` tokens a row; returns their positions [B, n_new]."""
+        self.end = max(self.lengths) + n_new
+        if self.end > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, {self.end} are needed")
+        if min(self.lengths) == max(self.lengths):
+            start = self.lengths[0]
+            self.place = slice(start, start + n_new)
+            return torch.arange(start, start + n_new, device=device).expand(len(self.lengths), -1)
+        rows = torch.arange(len(self.lengths), device=device).unsqueeze(1)
+        starts = torch.tensor(self.lengths, device=device).unsqueeze(1)
+        positions = starts + torch.arange(n_new, device=device)
+        self.place = (rows, positions)
+        return positions
+
+    def select(self, rows: Sequence[int], lengths: Sequence[int], capacity: int) -> RowCache:
+        """A new cache whose row i is a copy of row ``rows[i]``, cut to ``lengths[i]``."""
+        copy = RowCache(len(self.layers), len(rows), capacity)
+        copy.lengths = list(lengths)
+        for old, new in zip(self.rows_of_layers, copy.rows_of_layers, strict=True):
+            if old.is_initialized:
+                new.copy_rows(old, rows, max(lengths))
+        return copy
+
+
+class _RowLayer(CacheLayerMixin):
+    """One layer of a RowCache; all bookkeeping is the cache's."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, cache: RowCache) -> None:
+        super().__init__()
+        self.cache = cache
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Allocate in the shape and dtype of the first states."""
+        rows, heads, _, _ = key_states.shape
+        shape = (rows, heads, self.cache.capacity)
+        self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
+        self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write [B, heads, n_new, d] at the announced places; return all positions up to the longest row's."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        place = self.cache.place
+        if isinstance(place, slice):
+            self.keys[:, :, place] = key_states
+            self.values[:, :, place] = value_states
+        else:
+            rows, positions = place
+            self.keys[rows, :, positions] = key_states.transpose(1, 2)
+            self.values[rows, :, positions] = value_states.transpose(1, 2)
+        return self.keys[:, :, : self.cache.end], self.values[:, :, : self.cache.end]
+
+    def copy_rows(self, old: _RowLayer, rows: Sequence[int], length: int) -> None:
+        """Fill from rows of another layer."""
+        index = torch.tensor(rows, device=old.keys.device)
+        for name in ("keys", "values"):
+            source = getattr(old, name)
+            fresh = source.new_zeros(len(rows), source.shape[1], self.cache.capacity, source.shape[3])
+            fresh[:, :, :length] = source[:, :, :length].index_select(0, index)
+            setattr(self, name, fresh)
+        self.is_initialized = True
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Number of key positions of the announced call, and their offset."""
+        return self.cache.end, 0
+
+    def get_seq_length(self) -> int:
+        """Positions before the announced call; one number only where the rows agree (T5 asks for it)."""
+        return max(self.cache.lengths)
+
+    def get_max_length(self) -> int:
+        """Positions that can be held."""
+        return self.cache.capacity

@@ -1,0 +1,127 @@
+"""One model decoding one batch: feed tokens, get logits, roll back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+from specalign.decoding.cache import RowCache
+from specalign.models.heads import Head
+from specalign.models.masks import attention_masks
+from specalign.models.properties import context_limit, decoder_layers, decoder_start_id
+
+
+class Session:
+    """A model, its head and the cached rows of one request.
+
+    ``sequences`` below are what the decoder reads: the prompt and what follows (decoder-only), or the decoder's
+    start token and what follows (encoder-decoder, whose encoder reads the prompt once, in :meth:`start`).
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, head: Head, cache: RowCache, encoded: Tensor | None = None
+    ) -> None:
+        self.model, self.head, self.cache, self.encoded = model, head, cache, encoded
+        self.decoder = model.get_decoder()
+        self.config = self.decoder.config
+        self.cross = None if encoded is None else DynamicCache()
+        self.both = None if self.cross is None else EncoderDecoderCache(cache, self.cross)
+
+    @classmethod
+    def start(cls, model: PreTrainedModel, head: Head, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
+        """Prefill: all of each prompt but its last token, with room for ``n_new`` more.
+
+        Prompts that begin another prompt of the batch (several samples of one prompt, or forks of one response)
+        share its prefill. Encoder-decoder models take one prompt a session: T5 derives its relative positions
+        from one scalar length, so ragged rows have no exact batched form.
+        """
+        if model.config.is_encoder_decoder:
+            return cls._start_encoder_decoder(model, head, prompts, n_new)
+        hosts, owner = shared_prefixes(prompts)
+        longest = max(map(len, prompts))
+        session = cls(model, head, RowCache(len(decoder_layers(model)), len(hosts), longest))
+        if longest > 1:
+            width = max(len(host) for host in hosts) - 1
+            padded = [[*host[:-1], *[0] * (width + 1 - len(host))] for host in hosts]
+            session._forward(torch.tensor(padded, device=model.device))
+        lengths = [len(prompt) - 1 for prompt in prompts]
+        session.cache = session.cache.select(owner, lengths, longest + n_new)
+        return session
+
+    @classmethod
+    def _start_encoder_decoder(
+        cls, model: PreTrainedModel, head: Head, prompts: Sequence[Sequence[int]], n_new: int
+    ) -> Session:
+        (prompt,) = prompts
+        encoded = model.get_encoder()(input_ids=torch.tensor([prompt], device=model.device)).last_hidden_state
+        return cls(model, head, RowCache(len(decoder_layers(model)), 1, 1 + n_new), encoded)
+
+    @property
+    def lengths(self) -> list[int]:
+        """Cached positions of each row."""
+        return self.cache.lengths
+
+    def extend(self, ids: Tensor) -> Tensor:
+        """Append ids [B, n] to every row; returns the logits [B, n, V] after each of them."""
+        hidden = self._forward(ids)
+        self.cache.lengths = [length + ids.shape[1] for length in self.cache.lengths]
+        return self.head(hidden)
+
+    def rollback(self, lengths: Sequence[int]) -> None:
+        """Forget everything beyond ``lengths`` (one a row, none longer than now)."""
+        self.cache.lengths = list(lengths)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        lengths = [self.cache.lengths[row] for row in rows]
+        self.cache = self.cache.select(rows, lengths, self.cache.capacity)
+
+    def _forward(self, ids: Tensor) -> Tensor:
+        positions = self.cache.begin(ids.shape[1], ids.device)
+        if self.both is not None:  # equal lengths: the model's own causal mask and positions are right
+            return self.decoder(
+                input_ids=ids, past_key_values=self.both, encoder_hidden_states=self.encoded, use_cache=True
+            ).last_hidden_state
+        keys = torch.arange(self.cache.end, device=ids.device).unsqueeze(0)
+        causal = keys.unsqueeze(1) <= positions.unsqueeze(2)
+        masks = attention_masks(self.config, causal, positions, keys, self.model.dtype)
+        return self.decoder(
+            input_ids=ids,
+            attention_mask=masks,
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).last_hidden_state
+
+
+def decoder_sequences(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """What the decoder has read before the first new token."""
+    if model.config.is_encoder_decoder:
+        return [[decoder_start_id(model)] for _ in prompts]
+    return [list(prompt) for prompt in prompts]
+
+
+def room(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> int | None:
+    """New tokens that fit into the model's context after the longest sequence; None: no limit."""
+    limit = context_limit(model)
+    return None if limit is None else limit - max(map(len, sequences))
+
+
+def shared_prefixes(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:
+    """(hosts, owner): the prompts that begin no other one, and for each prompt the host that it begins."""
+    hosts: list[list[int]] = []
+    owner = [0] * len(prompts)
+    for index in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
+        prompt = list(prompts[index])
+        for number, host in enumerate(hosts):
+            if host[: len(prompt)] == prompt:
+                owner[index] = number
+                break
+        else:
+            owner[index] = len(hosts)
+            hosts.append(prompt)
+    return hosts, owner
