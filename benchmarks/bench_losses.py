@@ -1,0 +1,195 @@
+"""Objectives at a real vocabulary: peak memory, time and gradients of the chunked form against whole logits.
+
+    python -m pytest benchmarks/bench_losses.py --benchmark-json FILE      (about 20 minutes on 2 cores, 16 GB)
+
+Sizes are those of Qwen2.5-0.5B under Qwen2.5-1.5B: 151,936 ids, hidden 896 and 1,536, here 2,048 positions in
+float32, forward and backward to the student's hidden states and head weight. Peak memory is the high-water mark
+of the resident set above its value just before the call, which the kernel counts (Linux only); it includes the
+gradients (545 MB for the head weight alone). ``extra_info`` of each case holds what its bar is about. The
+comparison with TRL's generalised JSD runs where trl is installed (extra ``peers``).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from specalign.losses import LOSSES, Objective, chunked_loss, objective
+from specalign.models.heads import Head
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak resident set from /proc")
+
+N, C, D_STUDENT, D_TEACHER = 2048, 151_936, 896, 1536
+PEAK_BAR_BYTES = 1.5e9
+TIME_BAR = 1.35
+GRADIENT_BAR = 1e-5
+
+CASES = {name: objective({name: 1.0}) for name in LOSSES} | {
+    "rank_order, all parts": objective({"rank_order": 1.0}, {"pairwise": 0.5, "margin": 1.0}),
+    "forward_kl, 40% of the tokens": objective({"forward_kl": 1.0}, keep=0.4),
+    "forward_kl + accepted_length": objective({"forward_kl": 0.5, "accepted_length": 0.5}),
+}
+
+
+@dataclass
+class Inputs:
+    """Hidden states and heads whose logits have a standard deviation of about 3 and overlap in part."""
+
+    hidden: Tensor
+    weight: Tensor
+    teacher_hidden: Tensor
+    teacher_weight: Tensor
+    labels: Tensor
+
+    @property
+    def student(self) -> tuple[Tensor, Head]:
+        return self.hidden, Head(self.weight)
+
+    @property
+    def teacher(self) -> tuple[Tensor, Head]:
+        return self.teacher_hidden, Head(self.teacher_weight)
+
+
+@dataclass
+class Measured:
+    """One forward and backward pass."""
+
+    loss: float
+    gradients: list[Tensor]
+    peak_bytes: int
+    wall_s: float
+
+
+@pytest.fixture(scope="module")
+def inputs() -> Inputs:
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*shape, generator=generator).mul_(scale)
+
+    hidden, weight = normal(N, D_STUDENT), normal(C, D_STUDENT, scale=0.1)
+    extra = normal(N, D_TEACHER - D_STUDENT)
+    teacher_weight = torch.cat([weight, normal(C, D_TEACHER - D_STUDENT, scale=0.05)], dim=1)
+    return Inputs(
+        hidden.clone().requires_grad_(),
+        weight.requires_grad_(),
+        torch.cat([hidden, extra], dim=1),
+        teacher_weight.detach(),
+        torch.randint(C, (N,), generator=generator),
+    )
+
+
+def measure(loss: Callable[[], Tensor], inputs: Inputs) -> Measured:
+    """Run ``loss`` and its backward pass once, and watch time and memory."""
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before_bytes = peak_rss_bytes()
+    start_s = time.perf_counter()
+    value = loss()
+    value.backward()
+    wall_s = time.perf_counter() - start_s
+    peak_bytes = peak_rss_bytes() - before_bytes
+    gradients = [leaf.grad for leaf in (inputs.hidden, inputs.weight) if leaf.grad is not None]
+    inputs.hidden.grad = inputs.weight.grad = None
+    return Measured(value.item(), gradients, peak_bytes, wall_s)
+
+
+def peak_rss_bytes() -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    raise OSError("no VmHWM in /proc/self/status")
+
+
+def chunked(goal: Objective, inputs: Inputs) -> Tensor:
+    return chunked_loss(goal, inputs.student, inputs.teacher, labels=inputs.labels).mean()
+
+
+def whole(goal: Objective, inputs: Inputs) -> Tensor:
+    (hidden, head), (teacher_hidden, teacher_head) = inputs.student, inputs.teacher
+    with torch.no_grad():
+        teacher_logits = teacher_head(teacher_hidden)
+    return goal(head(hidden), teacher_logits, labels=inputs.labels).mean()
+
+
+def relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    """Largest of the tensors' |ours - theirs| / |theirs| (Frobenius norms)."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float((mine - other).norm() / other.norm()) for mine, other in pairs)
+
+
+def timed(benchmark: Any, loss: Callable[[], Tensor], inputs: Inputs) -> Measured:
+    return benchmark.pedantic(measure, args=(loss, inputs), rounds=1)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_chunked_against_whole_logits(benchmark: Any, inputs: Inputs, name: str) -> None:
+    goal = CASES[name]
+    ours = timed(benchmark, lambda: chunked(goal, inputs), inputs)
+    reference = measure(lambda: whole(goal, inputs), inputs)
+    benchmark.extra_info |= {
+        "positions": N,
+        "vocabulary": C,
+        "threads": torch.get_num_threads(),
+        "loss": ours.loss,
+        "peak_bytes": ours.peak_bytes,
+        "whole_peak_bytes": reference.peak_bytes,
+        "whole_wall_s": reference.wall_s,
+        "time_ratio": ours.wall_s / reference.wall_s,
+        "gradient_error": relative_error(ours.gradients, reference.gradients),
+    }
+    assert ours.loss == pytest.approx(reference.loss, rel=1e-5)
+    assert benchmark.extra_info["gradient_error"] <= GRADIENT_BAR
+    assert ours.peak_bytes <= PEAK_BAR_BYTES
+    assert benchmark.extra_info["time_ratio"] <= TIME_BAR
+
+
+def trl_whole(inputs: Inputs) -> Tensor:
+    """The loss of GKDTrainer, which takes whole logits."""
+    from trl.experimental.gkd.gkd_trainer import GKDTrainer
+
+    (hidden, head), (teacher_hidden, teacher_head) = inputs.student, inputs.teacher
+    with torch.no_grad():
+        teacher_logits = teacher_head(teacher_hidden)
+    return GKDTrainer.generalized_jsd_loss(head(hidden), teacher_logits, beta=0.5)
+
+
+def trl_chunked(inputs: Inputs) -> Tensor:
+    """The loss of DistillationTrainer, which takes hidden states."""
+    from trl.trainer.distillation_trainer import _chunked_divergence_loss
+
+    loss, _, _ = _chunked_divergence_loss(
+        inputs.hidden[None],
+        inputs.teacher_hidden[None],
+        inputs.weight,
+        inputs.teacher_weight,
+        torch.ones(1, N),
+        beta=0.5,
+    )
+    return loss
+
+
+@pytest.mark.parametrize("peer", [trl_whole, trl_chunked])
+@pytest.mark.filterwarnings("ignore")
+def test_jsd_against_trl(benchmark: Any, inputs: Inputs, peer: Callable[[Inputs], Tensor]) -> None:
+    trl = pytest.importorskip("trl")
+    theirs = timed(benchmark, lambda: peer(inputs), inputs)
+    ours = measure(lambda: chunked(CASES["jsd"], inputs), inputs)
+    benchmark.extra_info |= {
+        "trl": trl.__version__,
+        "loss": theirs.loss,
+        "peak_bytes": theirs.peak_bytes,
+        "our_loss": ours.loss,
+        "our_peak_bytes": ours.peak_bytes,
+        "our_wall_s": ours.wall_s,
+        "gradient_error": relative_error(ours.gradients, theirs.gradients),
+    }
+    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+    assert benchmark.extra_info["gradient_error"] <= GRADIENT_BAR
