@@ -181,3 +181,26 @@ def test_pure_ranking_ends_in_one_hot_drafts_and_calibration_does_not() -> None:
     calibrated = overlap(minimise(teacher, calibration=10.0), teacher)
     assert pure.item() == pytest.approx(P.max().item(), abs=0.02)
     assert calibrated > 0.97
+
+
+def anchor(p: Tensor, top_k: int) -> float:
+    """The calibration from which on q = p is a local minimum: (1 + sum_{j=2..k} p_j / S_j) / P_k."""
+    left = 1 - p.cumsum(0) + p  # S_j: what steps 1..j-1 have not taken
+    return float((1 + (p[1:top_k] / left[1:top_k]).sum()) / p[:top_k].sum())
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_calibration_that_anchors_q_at_p(top_k: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    steps = 1e-5 * torch.randn(4000, 4, generator=generator, dtype=torch.float64)
+    steps[0] = 1e-5 * torch.tensor([1.0, 0, 0, -30])  # nearly the critical exchange: the favourite for the last
+
+    def change(calibration: float) -> Tensor:
+        teacher = P.log().expand_as(steps)
+        moved = rank_order(teacher + steps, teacher, top_k=top_k, calibration=calibration)
+        return moved - rank_order(teacher, teacher, top_k=top_k, calibration=calibration)
+
+    threshold = anchor(P, top_k)
+    assert 1 / P[:top_k].sum() <= threshold <= top_k / P[:top_k].sum()
+    assert (change(1.01 * threshold) > 0).all()
+    assert (change(0.99 * threshold) < 0).any()
