@@ -1,0 +1,163 @@
+"""specalign-bench: run a suite, report on a run, compare runs. Imports nothing heavy before it has to."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+from pathlib import Path
+from typing import TypeVar
+
+from specalign import __version__
+from specalign.benchmarks.config import BenchConfig, check
+from specalign.config import flag_value, load_config, parse_flags
+from specalign.errors import UserError, run_cli, unknown
+
+PROGRAM = "specalign-bench"
+USAGE = f"""\
+usage: {PROGRAM} COMMAND [OPTIONS]
+
+Measure drafters by speculative decoding, next to the plain target in the same run.
+
+commands:
+  run --suite FILE --drafter NAME=PATH ...   decode, write records.jsonl, result.json and the report
+  report RUN                                 rebuild report.md and the plots of a run from its files
+  compare RUN RUN ...                        put the rows of several runs side by side
+
+{PROGRAM} COMMAND --help shows a command's options, {PROGRAM} --version the version."""
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Put the rows of several runs side by side."""
+
+    output: Path = Path("reports/comparison")
+    """Folder of the comparison: comparison.md and plots."""
+    force: bool = False
+    """Compare runs of different prompts, dtypes or metric versions all the same, and say so."""
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """Rebuild report.md and the plots of a run from result.json and records.jsonl."""
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(run_cli(PROGRAM, lambda: main(sys.argv[1:])))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Do what the command line says."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(USAGE)
+        return
+    if arguments[0] == "--version":
+        print(__version__)
+        return
+    command, rest = arguments[0], list(arguments[1:])
+    if command not in COMMANDS:
+        raise unknown("command", command, COMMANDS)
+    COMMANDS[command](rest)
+
+
+def parse_run(arguments: Sequence[str]) -> BenchConfig:
+    """The config of ``run``: flags over suite file over defaults."""
+    suite = flag_value(arguments, "--suite")
+    default = BenchConfig() if suite is None else load_config(BenchConfig, Path(suite))
+    if "output" not in _keys_of(suite):
+        default = replace(default, output=Path("reports") / (Path(suite).stem if suite else "run"))
+    config = parse_flags(
+        BenchConfig,
+        _gather(arguments, "--drafter"),
+        default=default,
+        program=f"{PROGRAM} run",
+        description=BenchConfig.__doc__ or "",
+    )
+    check(config)
+    return config
+
+
+def _run(arguments: Sequence[str]) -> None:
+    config = parse_run(arguments)
+    from transformers.utils import logging
+
+    from specalign.benchmarks.runner import run
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    run(config)
+    _show(config.output)
+
+
+def _report(arguments: Sequence[str]) -> None:
+    folders, _ = _folders("report", arguments, ReportConfig())
+    if len(folders) != 1:
+        raise UserError("report takes one run folder")
+    _show(folders[0])
+
+
+def _compare(arguments: Sequence[str]) -> None:
+    folders, config = _folders("compare", arguments, CompareConfig())
+    if len(folders) < 2:
+        raise UserError("compare takes at least two run folders")
+    from specalign.reports import compare_runs
+
+    print(compare_runs(folders, config.output, force=config.force))
+
+
+def _show(folder: Path) -> None:
+    """Build the report, print the table, and say where the report is."""
+    from rich.console import Console
+
+    from specalign.reports import build_report, result_table
+    from specalign.results import read_result
+
+    report = build_report(folder)
+    Console().print(result_table(read_result(folder)))
+    print(f"report: {report}")
+
+
+def _folders(command: str, arguments: Sequence[str], default: C) -> tuple[list[Path], C]:
+    """Leading words are run folders, the rest are flags."""
+    names = list(takewhile(lambda word: not word.startswith("-"), arguments))
+    config = parse_flags(
+        type(default),
+        arguments[len(names) :],
+        default=default,
+        program=f"{PROGRAM} {command} RUN",
+        description=type(default).__doc__ or "",
+    )
+    for name in names:
+        if not Path(name).is_dir():
+            raise UserError(f"no such run folder: {name}")
+    return [Path(name) for name in names], config
+
+
+def _gather(arguments: Sequence[str], flag: str) -> list[str]:
+    """Put the values of a repeated ``flag`` behind one, so that ``--f a --f b`` and ``--f a b`` are the same."""
+    values: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            taking = word == flag
+            values += [] if taking else [word.removeprefix(f"{flag}=")]
+        elif taking and not word.startswith("-"):
+            values.append(word)
+        else:
+            taking = False
+            rest.append(word)
+    return [*rest, flag, *values] if values else list(arguments)
+
+
+def _keys_of(suite: str | None) -> set[str]:
+    import tomllib
+
+    return set() if suite is None else set(tomllib.loads(Path(suite).read_text(encoding="utf-8")))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"run": _run, "report": _report, "compare": _compare}

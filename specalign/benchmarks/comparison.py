@@ -1,0 +1,183 @@
+"""From records to the rows of the comparison. Pure: the same records give the same rows."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from specalign.benchmarks.config import LOOKUP, TARGET
+from specalign.benchmarks.cost_model import (
+    StepCosts,
+    break_even_alpha,
+    speedup,
+    tokens_from_survival,
+)
+from specalign.metrics import acceptance
+from specalign.metrics.rouge import mean_rouge
+from specalign.metrics.statistics import ratio_interval, ratio_of_ratios_interval
+from specalign.metrics.timing import median_step_s, time_split
+from specalign.results import GenerationRecord, Interval, Rouge, StepTrace, SummaryRow, TimeSplit
+
+Group = tuple[str, float, int]
+"""(method, temperature, gamma)."""
+
+
+def summarise(records: Iterable[GenerationRecord], ties: Mapping[int, bool] | None = None) -> list[SummaryRow]:
+    """One row a (method, temperature, gamma), in order of first appearance.
+
+    ``ties`` says of each greedy record that differs from the plain target's, by its ``order``, whether the
+    difference is a tie; None where the target was not at hand to judge: differences then count as unexplained.
+    """
+    groups: dict[Group, list[GenerationRecord]] = defaultdict(list)
+    for record in sorted(records, key=lambda record: record.order):
+        groups[record.method, record.temperature, record.gamma].append(record)
+    plain = {temperature: rows for (method, temperature, _), rows in groups.items() if method == TARGET}
+    return [_row(group, rows, plain.get(group[1], []), ties or {}) for group, rows in groups.items()]
+
+
+def divergent(records: Iterable[GenerationRecord]) -> list[tuple[GenerationRecord, GenerationRecord]]:
+    """(record, the plain target's record) of each lossless greedy generation whose tokens differ."""
+    good = [record for record in records if record.status == "ok" and record.temperature == 0]
+    plain = {(record.prompt_id, record.repeat): record for record in good if record.method == TARGET}
+    pairs = [(record, plain.get((record.prompt_id, record.repeat))) for record in good if record.lossless]
+    return [(ours, theirs) for ours, theirs in pairs if theirs and ours.token_ids != theirs.token_ids]
+
+
+def _row(
+    group: Group, records: list[GenerationRecord], plain: list[GenerationRecord], ties: Mapping[int, bool]
+) -> SummaryRow:
+    method, temperature, gamma = group
+    good = [record for record in records if record.status == "ok"]
+    first = records[0]
+    seconds, tokens = _per_prompt(good, "wall_s"), _tokens(good)
+    different = [ours.order for ours, _ in divergent([*good, *plain])] if method != TARGET else []
+    n_ties = sum(ties.get(order, False) for order in different)
+    common = {
+        "method": method,
+        "kind": {TARGET: "target", LOOKUP: "lookup"}.get(method, "model"),
+        "temperature": temperature,
+        "gamma": gamma,
+        "rule": first.rule,
+        "lossless": first.lossless,
+        "n_requested": len(records),
+        "n_effective": len(good),
+        "n_failed": len(records) - len(good),
+        "tokens_per_s": ratio_interval(list(tokens.values()), list(seconds.values())) or Interval(0.0),
+        "ms_per_token": 1000 * sum(seconds.values()) / max(1, sum(tokens.values())),
+        "speedup": _speedup(good, plain, "wall_s"),
+        "decode_speedup": _speedup(good, plain, "decode_s"),
+        "time": time_split(good) if good else TimeSplit(0.0, 0.0, 0.0, 0.0),
+        "rouge_vs_reference": _rouge(good, {record.order: record.reference for record in good}),
+        "n_tie_divergences": n_ties,
+        "n_unexplained_divergences": len(different) - n_ties,
+    }
+    if method != TARGET and good:
+        common |= _against_target(good, plain) | _acceptance(good, gamma) | _costs(good, plain, gamma)
+    return SummaryRow(**common)  # type: ignore[arg-type]
+
+
+def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, object]:
+    traces = _traces(records)
+    by_prompt = _traces_by_prompt(records)
+    examined = [acceptance.n_examined(own) for own in by_prompt]
+    accepted = [acceptance.n_accepted(own) for own in by_prompt]
+    return {
+        "alpha_expected": ratio_interval([acceptance.total_overlap(own) for own in by_prompt], examined),
+        "alpha_counted": ratio_interval(accepted, examined),
+        "accepted_per_drafted": ratio_interval(accepted, [acceptance.n_drafted(own) for own in by_prompt]),
+        "tau": ratio_interval(
+            [acceptance.n_emitted(own) for own in by_prompt], [acceptance.n_steps(own) for own in by_prompt]
+        ),
+        "acceptance_by_position": acceptance.acceptance_by_position(traces, gamma),
+        "survival_by_position": acceptance.survival_by_position(traces, gamma),
+        "accepted_histogram": acceptance.accepted_histogram(traces, gamma),
+    }
+
+
+def _against_target(
+    records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord]
+) -> dict[str, object]:
+    theirs = {(record.prompt_id, record.repeat): record for record in plain if record.status == "ok"}
+    pairs = [
+        (record, theirs[key]) for record in records if (key := (record.prompt_id, record.repeat)) in theirs
+    ]
+    if not pairs:
+        return {}
+    same = sum(ours.token_ids == other.token_ids for ours, other in pairs)
+    rouge = _rouge([ours for ours, _ in pairs], {ours.order: other.text for ours, other in pairs})
+    return {"rouge_vs_target": rouge, "exact_match_target": same / len(pairs)}
+
+
+def _costs(
+    records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], gamma: int
+) -> dict[str, object]:
+    """Cost model from medians over full drafts; empty where there were none (prompt lookup drafts what it finds)."""
+    costs = step_costs(_traces(records), _traces([record for record in plain if record.status == "ok"]), gamma)
+    if costs is None:
+        return {}
+    survival = acceptance.survival_by_position(_traces(records), gamma)
+    return {
+        "c": costs.c,
+        "verify_ratio": costs.verify_ratio,
+        "break_even_alpha": break_even_alpha(costs),
+        "predicted_speedup": speedup(tokens_from_survival(survival), costs),
+    }
+
+
+def step_costs(traces: Sequence[StepTrace], plain: Sequence[StepTrace], gamma: int) -> StepCosts | None:
+    """Median seconds of full-length speculative steps and of plain steps; None where either are missing."""
+    medians = {
+        "target_s": median_step_s(plain, "verify_s", 0),
+        "plain_overhead_s": median_step_s(plain, "rest_s", 0),
+        "draft_s": median_step_s(traces, "draft_s", gamma),
+        "verify_s": median_step_s(traces, "verify_s", gamma),
+        "overhead_s": median_step_s(traces, "rest_s", gamma),
+    }
+    if None in medians.values():
+        return None
+    return StepCosts(gamma, **medians)  # type: ignore[arg-type]
+
+
+def _speedup(records: list[GenerationRecord], plain: list[GenerationRecord], column: str) -> Interval | None:
+    """Plain seconds per token over ours, on the prompts that both have; None for the target itself."""
+    theirs = [record for record in plain if record.status == "ok"]
+    if not records or records[0].method == TARGET:
+        return None
+    ours_s, ours_n = _per_prompt(records, column), _tokens(records)
+    theirs_s, theirs_n = _per_prompt(theirs, column), _tokens(theirs)
+    shared = [prompt for prompt in ours_s if prompt in theirs_s]
+    return ratio_of_ratios_interval(
+        ([theirs_s[prompt] for prompt in shared], [theirs_n[prompt] for prompt in shared]),
+        ([ours_s[prompt] for prompt in shared], [ours_n[prompt] for prompt in shared]),
+    )
+
+
+def _rouge(records: Sequence[GenerationRecord], references: Mapping[int, str]) -> Rouge | None:
+    return mean_rouge([record.text for record in records], [references[record.order] for record in records])
+
+
+def _per_prompt(records: Iterable[GenerationRecord], column: str) -> dict[str, float]:
+    """Seconds of each prompt, its repeats together."""
+    total: dict[str, float] = defaultdict(float)
+    for record in records:
+        total[record.prompt_id] += getattr(record, column)
+    return dict(total)
+
+
+def _tokens(records: Iterable[GenerationRecord]) -> dict[str, int]:
+    total: dict[str, int] = defaultdict(int)
+    for record in records:
+        total[record.prompt_id] += len(record.token_ids)
+    return dict(total)
+
+
+def _traces(records: Iterable[GenerationRecord]) -> list[StepTrace]:
+    return [record.steps for record in records if record.steps]
+
+
+def _traces_by_prompt(records: Iterable[GenerationRecord]) -> list[list[StepTrace]]:
+    found: dict[str, list[StepTrace]] = defaultdict(list)
+    for record in records:
+        if record.steps:
+            found[record.prompt_id].append(record.steps)
+    return list(found.values())

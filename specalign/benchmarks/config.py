@@ -1,0 +1,135 @@
+"""The suite of a benchmark run: small frozen dataclasses whose field docs are also the ``--help`` text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from specalign.config import STRICT
+from specalign.errors import UserError
+
+TARGET, LOOKUP = "target", "prompt_lookup"
+
+
+@dataclass(frozen=True)
+class TargetConfig:
+    """The model that is made faster."""
+
+    model: str = "builtin:smollm2"
+    """Hub id, local folder, .gguf file, or builtin:smollm2."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Weights' dtype, of the drafters too; auto: bfloat16 on CUDA, else float32."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """bitsandbytes quantisation of the target alone: 4bit (NF4, also on CPU) or 8bit."""
+    attn: Literal["auto", "sdpa", "eager"] = "auto"
+    """Attention implementation."""
+    trust_remote_code: bool = False
+    """Run the model repository's own code."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Prompts and references."""
+
+    source: str = "builtin:docstrings"
+    """builtin:docstrings, spec_bench:PATH, cnn_dailymail, xsum, owner/name[:config], a data file or folder."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Split of the data set."""
+    document: str = ""
+    """Column of the document; empty: the source's own default."""
+    reference: str = ""
+    """Column of the reference; empty: the source's own default."""
+    category: str = ""
+    """Only examples of this category; empty: all."""
+    prompt: str = "Summarize this documentation in one sentence.\n\n{document}"
+    """The user's message, with {document} in it."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """Wrap the message in the tokenizer's chat template; auto: where it has one."""
+    max_prompt_tokens: int = 256
+    """Longest prompt, in tokens; documents are cut to fit, and counted."""
+    limit: int = 32
+    """Number of prompts; 0: the whole split."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How each prompt is decoded."""
+
+    temperatures: tuple[float, ...] = (0.0, 1.0)
+    """Sampling temperatures; 0: greedy."""
+    gammas: tuple[int, ...] = (4,)
+    """Draft lengths, in tokens."""
+    top_k: int = 0
+    """Sample from the k likeliest tokens, target and drafter alike; 0: off."""
+    top_p: float = 1.0
+    """Sample from the nucleus of this mass, target and drafter alike; 1: off."""
+    rule: str = "token"
+    """Verification rule."""
+    max_new_tokens: int = 64
+    """Most new tokens of a generation."""
+    repeats: int = 1
+    """Generations of each prompt by each method."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class BenchConfig:
+    """Measure drafters by speculative decoding, next to the plain target in the same run."""
+
+    suite: Path | None = None
+    """TOML file with any of these fields; flags win over it."""
+    output: Path = Path("reports/run")
+    """Folder of the run: records.jsonl, result.json, report.md and plots."""
+    overwrite: bool = False
+    """Replace what another run left in the output folder."""
+    drafter: tuple[str, ...] = ()
+    """Drafters, each as NAME=PATH (a student folder, or any model name)."""
+    include: tuple[str, ...] = (LOOKUP,)
+    """Drafters that need no model: prompt_lookup (n-grams of the text so far)."""
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda, cuda:N or mps."""
+    threads: int = 0
+    """CPU threads; 0: as torch chooses."""
+    seed: int = 0
+    """Seed of the execution order and of all sampling."""
+    target: TargetConfig = field(default_factory=TargetConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    __pydantic_config__ = STRICT
+
+
+def check(config: BenchConfig) -> None:
+    """Raise UserError for values that no type refuses."""
+    decoding = config.decoding
+    for name, values, least in (
+        ("decoding.temperatures", decoding.temperatures, 0),
+        ("decoding.gammas", decoding.gammas, 1),
+        ("decoding.max_new_tokens", (decoding.max_new_tokens,), 1),
+        ("decoding.repeats", (decoding.repeats,), 1),
+        ("data.max_prompt_tokens", (config.data.max_prompt_tokens,), 1),
+        ("data.limit", (config.data.limit,), 0),
+    ):
+        if not values or min(values) < least:
+            raise UserError(f"{name} must be at least {least}, not {', '.join(map(str, values)) or 'empty'}")
+    if not 0 < decoding.top_p <= 1 or decoding.top_k < 0:
+        raise UserError("decoding.top_p must lie in 0 < top_p <= 1, and decoding.top_k must not be negative")
+    for name in config.include:
+        if name != LOOKUP:
+            raise UserError(f"unknown drafter {name!r} in include (choices: {LOOKUP})")
+    named_drafters(config)
+
+
+def named_drafters(config: BenchConfig) -> dict[str, str]:
+    """NAME -> PATH of ``--drafter``; raises UserError for anything else, or a name used twice."""
+    drafters: dict[str, str] = {}
+    for word in config.drafter:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise UserError(f"--drafter takes NAME=PATH, not {word!r}")
+        if name in drafters or name in (TARGET, LOOKUP):
+            raise UserError(f"--drafter {word}: the name {name!r} is taken")
+        drafters[name] = path
+    return drafters

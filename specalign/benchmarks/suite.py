@@ -1,0 +1,179 @@
+"""Everything that a run needs, loaded: the target, its competitors, the prompts, and the list of generations."""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specalign.benchmarks.config import TARGET, BenchConfig, named_drafters
+from specalign.data import Columns, Prompt, encode_prompts, load_examples
+from specalign.decoding import Drafter, ModelDrafter, PromptLookup
+from specalign.errors import UserError
+from specalign.models.heads import head_of
+from specalign.models.load import (
+    load_model,
+    load_tokenizer,
+    require_same_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    resolve_model,
+)
+from specalign.models.properties import decoder_layers, n_parameters
+from specalign.models.vocabulary import load_draft_vocabulary
+from specalign.progress import progress_bar
+from specalign.provenance import weights_sha256
+from specalign.results import ModelInfo
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One generation to make."""
+
+    order: int
+    prompt: Prompt
+    method: str
+    temperature: float
+    gamma: int
+    repeat: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, float, int, int]:
+        """What identifies it in the records."""
+        return self.prompt.id, self.method, self.temperature, self.gamma, self.repeat
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A loaded run."""
+
+    target: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    drafters: dict[str, Drafter | None]
+    """Method -> drafter, in the order of the report's rows; None is the plain target."""
+    prompts: list[Prompt]
+    target_info: ModelInfo
+    drafter_infos: list[ModelInfo]
+
+
+def load_suite(config: BenchConfig) -> Suite:
+    """Load models and prompts. Raises UserError for whatever of the config does not fit together."""
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.target.dtype, device)
+    named = named_drafters(config)
+    tokenizer = load_tokenizer(config.target.model, trust_remote_code=config.target.trust_remote_code)
+    for path in named.values():  # before anything large is loaded
+        require_same_tokenizer(load_tokenizer(path), tokenizer)
+    prompts = _load_prompts(config, tokenizer)
+    with progress_bar("loading models", 1 + len(named)) as bar:
+        target = load_model(
+            config.target.model,
+            dtype=dtype,
+            device=device,
+            quantization=config.target.quantization,
+            attn=config.target.attn,
+            trust_remote_code=config.target.trust_remote_code,
+        )
+        bar.advance()
+        drafters: dict[str, Drafter | None] = {TARGET: None}
+        drafters |= {name: PromptLookup() for name in config.include}
+        infos = []
+        for name, path in named.items():
+            model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
+            vocabulary = load_draft_vocabulary(Path(resolve_model(path)))
+            drafters[name] = ModelDrafter(model, vocabulary)
+            infos.append(_drafter_info(name, path, model, vocabulary))
+            bar.advance()
+    return Suite(target, tokenizer, drafters, prompts, _model_info(TARGET, config.target.model, target), infos)
+
+
+def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
+    """All generations, in one seeded random order over prompts, methods, temperatures, gammas and repeats.
+
+    Interleaving spreads a machine's drift evenly over the methods. A generation's seed depends on what it is,
+    not on its place.
+    """
+    plan = [
+        (prompt, method, temperature, gamma, repeat)
+        for prompt in suite.prompts
+        for method in suite.drafters
+        for temperature in config.decoding.temperatures
+        for gamma in ((0,) if method == TARGET else config.decoding.gammas)
+        for repeat in range(config.decoding.repeats)
+    ]
+    random.Random(config.seed).shuffle(plan)
+    return [
+        Cell(order, *what, seed=random.Random(f"{config.seed}|{what[0].id}|{what[1:]}").getrandbits(62))
+        for order, what in enumerate(plan)
+    ]
+
+
+def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    data = config.data
+    columns = Columns(data.document, data.reference) if data.document else None
+    limit = None if data.category else data.limit or None
+    examples = load_examples(data.source, data.split, columns=columns, limit=limit)
+    if data.category:
+        names = sorted({example.category for example in examples})
+        examples = [example for example in examples if example.category == data.category][: data.limit or None]
+        if not examples:
+            raise UserError(
+                f"data set {data.source!r} has no category {data.category!r} (choices: {', '.join(names)})"
+            )
+    prompts = encode_prompts(
+        examples,
+        tokenizer,
+        prompt=data.prompt,
+        template=data.template,
+        max_prompt_tokens=data.max_prompt_tokens,
+    )
+    if len({prompt.id for prompt in prompts}) < len(prompts):
+        raise UserError(f"data set {data.source!r} has two examples of the same id")
+    return prompts
+
+
+def _model_info(name: str, source: str, model: PreTrainedModel) -> ModelInfo:
+    """What a step reads: all weights, but of an embedding that is no head as well only a row a token."""
+    embedding = next(model.get_input_embeddings().parameters())
+    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    looked_up = 0 if head_of(model).weight is embedding else embedding.numel() * embedding.element_size()
+    return ModelInfo(name, source, n_parameters(model), len(decoder_layers(model)), weights - looked_up)
+
+
+def _drafter_info(name: str, path: str, model: PreTrainedModel, vocabulary: torch.Tensor | None) -> ModelInfo:
+    info = _model_info(name, path, model)
+    spared = 0
+    if vocabulary is not None:
+        head = head_of(model)
+        spared = (head.width - len(vocabulary)) * head.weight.shape[1] * head.weight.element_size()
+    training = _training_facts(Path(path))
+    return ModelInfo(
+        name,
+        path,
+        info.n_parameters,
+        info.n_layers,
+        info.bytes_per_step - spared,
+        method=str(training.get("method", "")),
+        draft_vocabulary=None if vocabulary is None else len(vocabulary),
+        training=training,
+    )
+
+
+TRAINING_FACTS = ("method", "teacher", "steps", "trained_tokens", "wall_s", "seed", "mix", "validation")
+
+
+def _training_facts(folder: Path) -> dict[str, Any]:
+    """What the training run wrote of itself, and a hash of the weights as they are now."""
+    path = folder / "provenance.json"
+    try:
+        written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except json.JSONDecodeError:
+        raise UserError(f"{path} is damaged: not JSON") from None
+    facts = {key: written[key] for key in TRAINING_FACTS if key in written}
+    return facts | {"weights_sha256": weights_sha256(folder)} if folder.is_dir() else facts
