@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 from specalign.losses import LOSSES, hyper_parameters
 
 T, V = 5, 11
+DOCS = Path(__file__).parents[2] / "docs"
 DIVERGENCES: dict[str, tuple[str, dict[str, Any]]] = {
     "forward_kl": ("forward_kl", {}),
     "forward_kl hot": ("forward_kl", {"temperature": 2.0}),
@@ -48,6 +50,14 @@ def call(form: str, student: Tensor, teacher: Tensor) -> Tensor:
 
 def test_every_objective_is_tested_here() -> None:
     assert {name for name, _ in FORMS.values()} == set(LOSSES)
+
+
+def test_every_objective_is_documented_with_its_picture() -> None:
+    text = (DOCS / "objectives.md").read_text(encoding="utf-8")
+    for name in LOSSES:
+        assert f"`{name}`" in text
+        assert f"](pictures/{name}.png)" in text
+        assert (DOCS / "pictures" / f"{name}.png").stat().st_size < 100_000
 
 
 @pytest.mark.parametrize("form", FORMS)
