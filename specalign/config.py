@@ -90,6 +90,16 @@ def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, progra
     return value
 
 
+def flag_value(arguments: Sequence[str], flag: str) -> str | None:
+    """What follows ``flag`` on a command line, as ``--flag value`` or ``--flag=value``; None where it is missing."""
+    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
 def write_config(path: Path, config: Any) -> None:
     """Write the resolved configuration as TOML, atomically. Empty optional fields are left out."""
     write_text(path, tomli_w.dumps(as_table(config)))

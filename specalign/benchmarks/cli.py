@@ -117,7 +117,10 @@ def _show(folder: Path) -> None:
     from specalign.results import read_result
 
     report = build_report(folder)
-    Console().print(result_table(read_result(folder)))
+    console = Console()
+    if not console.is_terminal:
+        console.width = 160
+    console.print(result_table(read_result(folder)))
     print(f"report: {report}")
 
 

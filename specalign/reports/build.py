@@ -1,0 +1,93 @@
+"""From the files of a run to its report."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from specalign.errors import UserError
+from specalign.provenance import file_sha256
+from specalign.reports.markdown import report_lines
+from specalign.reports.plots import PLOTS
+from specalign.reports.style import save
+from specalign.reports.tables import comparison, escape
+from specalign.results import RECORDS_FILE, BenchmarkResult, SummaryRow, read_result, write_text
+
+REPORT_FILE = "report.md"
+
+
+def build_report(run: Path) -> Path:
+    """Write report.md and the plots of a run folder; the same files give the same bytes.
+
+    Raises UserError where records.jsonl is not the one that result.json was computed from.
+    """
+    result = read_result(run)
+    _require_untouched(run, result)
+    pictures = []
+    for name, (plot, caption) in PLOTS.items():
+        figure = plot(result.rows)
+        if figure is not None:
+            save(figure, run / name)
+            pictures.append((name, caption))
+    write_text(run / REPORT_FILE, "\n".join(report_lines(result, pictures)) + "\n")
+    return run / REPORT_FILE
+
+
+def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> Path:
+    """Write comparison.md: the rows of several runs, a table a temperature.
+
+    Raises UserError where they are not comparable (metric definitions, data, dtype or lengths differ), unless
+    ``force`` is set: the differences are then named in the comparison.
+    """
+    results = [read_result(run) for run in runs]
+    differences = _differences(results)
+    if differences and not force:
+        raise UserError(
+            f"these runs are not comparable: {'; '.join(differences)} (--force compares them all the same)"
+        )
+    lines = ["# Comparison of runs", ""]
+    lines += [f"> Not like for like: {escape(difference)}" for difference in differences] + [""] * bool(
+        differences
+    )
+    lines += [
+        f"- {escape(run.name)}: {escape(_machine(result))}" for run, result in zip(runs, results, strict=True)
+    ]
+    temperatures = sorted({row.temperature for result in results for row in result.rows})
+    for temperature in temperatures:
+        lines += ["", f"## Temperature {temperature:g}"]
+        for run, result in zip(runs, results, strict=True):
+            rows: list[SummaryRow] = [row for row in result.rows if row.temperature == temperature]
+            lines += ["", f"### {escape(run.name)}", "", *comparison(rows)]
+    write_text(output / "comparison.md", "\n".join(lines) + "\n")
+    return output / "comparison.md"
+
+
+def _require_untouched(run: Path, result: BenchmarkResult) -> None:
+    path = run / RECORDS_FILE
+    if result.status != "complete":
+        return
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    if file_sha256(path) != result.records_sha256:
+        raise UserError(f"{path} was changed after the run: its hash is not the one in result.json")
+
+
+def _differences(results: Sequence[BenchmarkResult]) -> list[str]:
+    """What keeps the runs from being compared, in words."""
+    first = results[0]
+    found = []
+    for name, get in {
+        "metric definitions": lambda result: result.metrics_version,
+        "dtype": lambda result: result.provenance.get("dtype"),
+        "data": lambda result: result.config.get("data"),
+        "decoding.max_new_tokens": lambda result: result.config.get("decoding", {}).get("max_new_tokens"),
+    }.items():
+        values = [get(result) for result in results]
+        if any(value != get(first) for value in values):
+            found.append(f"{name}: {' against '.join(str(value) for value in values)}")
+    return found
+
+
+def _machine(result: BenchmarkResult) -> str:
+    hardware = result.provenance.get("hardware", {})
+    return f"{result.target.source} on {hardware.get('gpu') or hardware.get('cpu')}, {result.provenance.get('created')}"

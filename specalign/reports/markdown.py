@@ -1,0 +1,187 @@
+"""report.md: sections are functions from the result to lines of markdown."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+
+from specalign.reports.tables import comparison, escape, interval, markdown_table, number
+from specalign.results import BenchmarkResult, Interval, SummaryRow
+
+SYMBOLS = """\
+Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, on whole calls
+(prefill included), paired by prompt, with a 95 % BCa bootstrap interval over prompts; "decode speed-up" is the same on
+decode seconds alone, and "predicted" is what the cost model gives for it from the measured step times and acceptance.
+γ: draft length. α expected: mean over examined draft positions of Σ min(p, q). α counted: accepted / examined drafts.
+Break-even α: the acceptance rate at which decoding would be as fast as the plain target on this machine. τ: tokens per
+target call. c: one drafting call over one plain target call. ROUGE is F1 x 100."""
+
+
+def report_lines(result: BenchmarkResult, pictures: Sequence[tuple[str, str]]) -> list[str]:
+    """The whole report; ``pictures`` are (file name, caption)."""
+    return [
+        f"# Speculative decoding: {escape(result.suite)}",
+        "",
+        *_warnings(result),
+        *_answer(result),
+        *_verdict(result),
+        *_setting(result),
+        *_comparison(result),
+        *_pictures(pictures),
+        *_reproduce(result),
+    ]
+
+
+def _warnings(result: BenchmarkResult) -> list[str]:
+    """What is wrong with the run, first of all."""
+    problems = [f"{check.name}: {check.detail}" for check in result.checks if check.passed is False]
+    if result.status != "complete":
+        made = result.n_effective + result.n_failed
+        problems.insert(0, f"the run is {result.status}: {made} of {result.n_requested} generations are there")
+    if not problems:
+        return []
+    return ["> **Read this first.**", *(f"> - {escape(problem)}" for problem in problems), ""]
+
+
+def _answer(result: BenchmarkResult) -> list[str]:
+    """One sentence a temperature: which drafter, how fast, how sure."""
+    lines = []
+    for temperature in _temperatures(result.rows):
+        rows = [row for row in result.rows if row.temperature == temperature and row.speedup is not None]
+        if rows:
+            lines.append(f"- **Temperature {temperature:g}:** {_sentence(rows)}")
+    return (
+        [*lines, ""] if lines else ["No speed-up could be computed: there are no finished rows to compare.", ""]
+    )
+
+
+def _sentence(rows: Sequence[SummaryRow]) -> str:
+    best = max(rows, key=lambda row: row.speedup.value if row.speedup else 0.0)
+    speedup = best.speedup or Interval(0.0)
+    measured = f"**{interval(speedup, unit='x')}**"
+    name = f"**{escape(best.method)}** with γ = {best.gamma}"
+    if speedup.low is not None and speedup.low > 1:
+        return f"use {name}: {measured} the plain target's speed."
+    if speedup.low is None or (speedup.high or 0.0) >= 1:
+        return f"the best, {name}, is not distinguishable from the plain target: {measured}."
+    needed = " (no acceptance rate would do)" if best.break_even_alpha is None else ""
+    if best.alpha_counted is not None and best.break_even_alpha is not None:
+        reached = f"{best.alpha_counted.value:.2f}"
+        needed = f"; its drafts are accepted at a rate of {reached}, break-even is {best.break_even_alpha:.2f}"
+    return f"nothing is faster than the plain target on this machine. The best, {name}, runs at {measured}{needed}."
+
+
+def _verdict(result: BenchmarkResult) -> list[str]:
+    if not result.checks:
+        return []
+    words = {True: "passed", False: "**FAILED**", None: "not judged"}
+    lines = [[check.name, words[check.passed], check.detail] for check in result.checks]
+    table = [f"| {name} | {word} | {escape(detail)} |" for name, word, detail in lines]
+    return [
+        "## Can the numbers be trusted?",
+        "",
+        "| check | result | figures |",
+        "| --- | --- | --- |",
+        *table,
+        "",
+    ]
+
+
+def _setting(result: BenchmarkResult) -> list[str]:
+    hardware = result.provenance.get("hardware", {})
+    decoding, data = result.config.get("decoding", {}), result.config.get("data", {})
+    packages = result.provenance.get("packages", {})
+    processor = hardware.get("gpu") or f"{hardware.get('cpu')}, {hardware.get('torch_threads')} threads"
+    facts = [
+        ["hardware", f"{processor} ({hardware.get('platform')})"],
+        [
+            "target",
+            f"{result.target.source}, {_size(result.target.n_parameters)}, {result.provenance.get('dtype')}",
+        ],
+        [
+            "data",
+            f"{data.get('source')}, {data.get('split')} split, {result.provenance.get('n_prompts')} prompts",
+        ],
+        ["prompts cut to fit", f"{result.provenance.get('n_truncated_prompts')}"],
+        ["new tokens", f"at most {decoding.get('max_new_tokens')} a generation"],
+        ["generations", f"{result.n_requested} requested, {result.n_effective} made, {result.n_failed} failed"],
+        ["software", ", ".join(f"{name} {version}" for name, version in packages.items())],
+        ["started", str(result.provenance.get("created"))],
+    ]
+    lines = ["## What was measured", "", *markdown_table(["", ""], facts), ""]
+    return lines + (_drafters(result) if result.drafters else [])
+
+
+def _drafters(result: BenchmarkResult) -> list[str]:
+    header = [
+        "drafter",
+        "trained by",
+        "parameters",
+        "layers",
+        "head rows",
+        "weights read a step",
+        "steps",
+        "tokens",
+        "s",
+    ]
+    lines = []
+    for info in result.drafters:
+        training = info.training
+        lines.append(
+            [
+                info.name,
+                info.method or "not ours",
+                _size(info.n_parameters),
+                str(info.n_layers),
+                str(info.draft_vocabulary or "all"),
+                f"{info.bytes_per_step / 1e6:.0f} MB",
+                str(training.get("steps", "–")),
+                str(training.get("trained_tokens", "–")),
+                number(training.get("wall_s"), 0),
+            ]
+        )
+    return [
+        *markdown_table(header, lines),
+        "",
+        f"The target reads {result.target.bytes_per_step / 1e6:.0f} MB a step.",
+        "",
+    ]
+
+
+def _comparison(result: BenchmarkResult) -> list[str]:
+    lines = ["## Comparison", ""]
+    for temperature in _temperatures(result.rows):
+        rows = [row for row in result.rows if row.temperature == temperature]
+        lines += [f"### Temperature {temperature:g}", "", *comparison(rows), ""]
+    return [*lines, SYMBOLS, ""] if result.rows else [*lines, "There are no rows: the run did not finish.", ""]
+
+
+def _pictures(pictures: Sequence[tuple[str, str]]) -> list[str]:
+    lines = ["## Pictures", ""] if pictures else []
+    for name, caption in pictures:
+        lines += [f"![{caption}]({name}.png)", "", f"*{caption}*", ""]
+    return lines
+
+
+def _reproduce(result: BenchmarkResult) -> list[str]:
+    git = result.provenance.get("git", {})
+    commit = f" at commit `{git['commit']}`" if git else ""
+    return [
+        "## How to reproduce it",
+        "",
+        f"specalign {result.provenance.get('specalign')}{commit}, metric definitions version {result.metrics_version}:",
+        "",
+        "```",
+        *(line for line in shlex.join(result.command).replace("```", "'''").splitlines()),
+        "```",
+        "",
+        "`records.jsonl` holds every generation with its counts and times a step; `result.json` the figures above.",
+    ]
+
+
+def _temperatures(rows: Sequence[SummaryRow]) -> list[float]:
+    return sorted({row.temperature for row in rows})
+
+
+def _size(n_parameters: int) -> str:
+    return f"{n_parameters / 1e9:.2f}B" if n_parameters >= 1e9 else f"{n_parameters / 1e6:.1f}M"

@@ -1,0 +1,96 @@
+"""The comparison table, as cells of text; markdown and terminal print the same ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from specalign.results import BenchmarkResult, Interval, Rouge, SummaryRow
+
+Column = tuple[str, Callable[[SummaryRow], str]]
+NONE = "–"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash for None."""
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def interval(value: Interval | None, digits: int = 2, unit: str = "") -> str:
+    """``value [low, high]``; only the value where there are no bounds."""
+    if value is None:
+        return NONE
+    text = f"{value.value:.{digits}f}{unit}"
+    if value.low is None or value.high is None:
+        return text
+    return f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def rouges(value: Rouge | None) -> str:
+    """ROUGE-1 / 2 / L, times 100."""
+    if value is None:
+        return NONE
+    return " / ".join(f"{100 * part.value:.1f}" for part in (value.rouge1, value.rouge2, value.rougeL))
+
+
+COLUMNS: list[Column] = [
+    ("method", lambda row: row.method),
+    ("γ", lambda row: str(row.gamma) if row.gamma else NONE),
+    ("speed-up", lambda row: interval(row.speedup, unit="x") if row.kind != "target" else "1"),
+    ("α expected", lambda row: interval(row.alpha_expected)),
+    ("α counted", lambda row: interval(row.alpha_counted)),
+    ("break-even α", lambda row: number(row.break_even_alpha)),
+    ("τ", lambda row: interval(row.tau)),
+    ("c", lambda row: number(row.c)),
+    ("decode speed-up", lambda row: number(row.decode_speedup.value if row.decode_speedup else None)),
+    ("predicted", lambda row: number(row.predicted_speedup)),
+    ("tokens/s", lambda row: interval(row.tokens_per_s, 1)),
+    ("ROUGE-1/2/L vs reference", lambda row: rouges(row.rouge_vs_reference)),
+    ("ROUGE-1/2/L vs target", lambda row: rouges(row.rouge_vs_target)),
+]
+TERMINAL = ("method", "γ", "speed-up", "α counted", "break-even α", "τ", "c", "tokens/s")
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
+    """A GitHub table; whatever the cells hold, they stay cells."""
+    return [
+        _line(header),
+        _line(["---"] * len(header)),
+        *(_line([escape(cell) for cell in line]) for line in lines),
+    ]
+
+
+def escape(text: str) -> str:
+    """``text`` as literal characters of one markdown table cell or paragraph."""
+    flat = " ".join(text.split())
+    for character in "\\`*_{}[]<>|#$~":
+        flat = flat.replace(
+            character, f"\\{character}" if character not in "<>" else {"<": "&lt;", ">": "&gt;"}[character]
+        )
+    return flat
+
+
+def comparison(rows: Sequence[SummaryRow]) -> list[str]:
+    """The table of one temperature, in markdown; columns that no row fills are left out."""
+    cells = [[show(row) for _, show in COLUMNS] for row in rows]
+    kept = [index for index in range(len(COLUMNS)) if any(line[index] != NONE for line in cells)]
+    return markdown_table(
+        [COLUMNS[index][0] for index in kept], [[line[index] for index in kept] for line in cells]
+    )
+
+
+def result_table(result: BenchmarkResult) -> Table:
+    """The comparison for the terminal."""
+    table = Table(title=f"{result.suite}: speculative decoding of {result.target.source}")
+    columns = [("temp.", lambda row: f"{row.temperature:g}"), *(c for c in COLUMNS if c[0] in TERMINAL)]
+    for name, _ in columns:
+        table.add_column(name, justify="left" if name == "method" else "right", no_wrap=True)
+    for row in result.rows:
+        table.add_row(*(Text(show(row)) for _, show in columns))
+    return table
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
