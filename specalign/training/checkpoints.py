@@ -1,0 +1,150 @@
+"""Everything that a run needs to go on exactly where it was: weights, optimiser, random states, position."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from specalign.errors import UserError
+from specalign.results import atomic_path
+
+FOLDER = "checkpoints"
+BEST = "checkpoints/best.safetensors"
+
+
+@dataclass
+class Position:
+    """How far a run is."""
+
+    step: int = 0
+    """Optimiser steps taken."""
+    n_prompts: int = 0
+    """Prompts drawn so far, over all epochs and processes: the place in the data."""
+    n_tokens: int = 0
+    """Trained tokens."""
+    n_on_policy: int = 0
+    """Sequences that the student wrote: the realised mix is n_on_policy / n_prompts."""
+    train_s: float = 0.0
+    """Seconds of training, validation excluded."""
+    wall_s: float = 0.0
+    """Seconds in all, interrupted sessions included."""
+    best_metric: float | None = None
+    """Best validation metric so far, where one is watched."""
+
+
+def save_checkpoint(
+    run: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    position: Position,
+    *,
+    keep: int,
+) -> Path:
+    """Write checkpoints/step-N below ``run`` and delete all but the last ``keep``.
+
+    It appears under its name when it is complete and on the disk: a crash leaves the older ones.
+    """
+    folder = run / FOLDER / f"step-{position.step:08d}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        save_file(_weights(model), partial / "model.safetensors")
+        save_file(_optimiser_state(optimiser) | _random_states(generator), partial / "state.safetensors")
+        (partial / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
+        for file in partial.iterdir():
+            with open(file, "rb") as written:
+                os.fsync(written.fileno())
+        if folder.exists():
+            shutil.rmtree(folder)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for old in list_checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    return sorted((run / FOLDER).glob("step-*"))
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator
+) -> Position:
+    """Restore everything in place. A damaged checkpoint raises UserError that offers the one before."""
+    try:
+        position = Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
+        weights, state = load_file(folder / "model.safetensors"), load_file(folder / "state.safetensors")
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
+        older = [path for path in list_checkpoints(folder.parent.parent) if path < folder]
+        advice = (
+            f"delete that folder to go on from {older[-1].name}" if older else "start again with --overwrite"
+        )
+        raise UserError(f"checkpoint {folder} is damaged ({error}); {advice}") from None
+    _restore_weights(model, weights)
+    _restore_optimiser(optimiser, state)
+    generator.set_state(state["random.rollouts"])
+    torch.set_rng_state(state["random.torch"])
+    if "random.cuda" in state:
+        torch.cuda.set_rng_state(state["random.cuda"])
+    return position
+
+
+def save_weights(path: Path, model: nn.Module) -> None:
+    """The parameters alone, atomically."""
+    with atomic_path(path) as partial:
+        save_file(_weights(model), partial)
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Restore what :func:`save_weights` wrote, in place."""
+    _restore_weights(model, load_file(path))
+
+
+@torch.no_grad()
+def _restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    for name, parameter in model.named_parameters():
+        parameter.copy_(weights[name])
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters by name, tied ones once."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def _optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
+    return {
+        f"optimiser.{index}.{name}": torch.as_tensor(value).contiguous()
+        for index, values in state.items()
+        for name, value in values.items()
+    }
+
+
+def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        kind, _, rest = name.partition(".")
+        if kind == "optimiser":
+            index, _, field = rest.partition(".")
+            state.setdefault(int(index), {})[field] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+
+
+def _random_states(generator: torch.Generator) -> dict[str, Tensor]:
+    states = {"random.rollouts": generator.get_state(), "random.torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["random.cuda"] = torch.cuda.get_rng_state()
+    return states

@@ -1,0 +1,97 @@
+"""specalign-train: train drafters. Imports nothing heavy before it knows that there is work to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from specalign.config import parse_flags
+from specalign.errors import run_cli, unknown
+from specalign.training.config import TrainConfig, check, resolve
+
+PROGRAM = "specalign-train"
+DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
+
+  specalign-train --method gkd                          the built-in teacher and data, no network needed
+  specalign-train --recipe training/gkd.toml --output runs/gkd --optimiser.lr 1e-4
+  specalign-train --compare untrained aligned sft gkd --output runs/compare
+  specalign-train plot RUN ...                          draw the curves of train.jsonl
+  specalign-train plan --recipe training/gkd.toml       parameters and memory, without training
+
+An interrupted run goes on from its last checkpoint when the same command is given again."""
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the command line."""
+    words = list(arguments)
+    if words and words[0] in COMMANDS:
+        COMMANDS[words[0]](words[1:])
+        return
+    found = configs(words)
+    from specalign.training.session import train_all
+
+    train_all(found)
+
+
+def configs(words: Sequence[str]) -> list[TrainConfig]:
+    """One resolved and checked config for each method that is asked for."""
+    first = read_config(words, None)
+    if not first.compare:
+        found = [first]
+    else:
+        found = []
+        for method in first.compare:
+            config = read_config(words, method)
+            found.append(replace(config, output=first.output / method))
+    for config in found:
+        check(config)
+    return [replace(config, recipe=None, compare=()) for config in found]
+
+
+def read_config(words: Sequence[str], method: str | None) -> TrainConfig:
+    """Flags over recipe over preset over defaults; ``method`` stands for the one that flags or recipe name."""
+    recipe, flag_method = peek(words, "--recipe"), peek(words, "--method")
+    base = resolve(TrainConfig(), Path(recipe) if recipe else None, method or flag_method)
+    config = parse_flags(TrainConfig, words, default=base, program=PROGRAM, description=DESCRIPTION)
+    return replace(config, method=method) if method else config  # type: ignore[arg-type]
+
+
+def peek(words: Sequence[str], flag: str) -> str | None:
+    """The value of ``flag`` on the line, before the whole line can be parsed."""
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name == flag:
+            if equals:
+                return value
+            return words[index + 1] if index + 1 < len(words) else None
+    return None
+
+
+def plot(words: Sequence[str]) -> None:
+    """Draw the curves of one or more runs."""
+    if not words or words[0].startswith("-"):
+        print("usage: specalign-train plot RUN [RUN ...]   writes train.png into the first RUN")
+        if words and words[0] not in ("-h", "--help"):
+            raise unknown("argument", words[0], ("RUN", "--help"))
+        return
+    from specalign.training.plot import plot_runs
+
+    print(plot_runs([Path(word) for word in words]))
+
+
+def plan(words: Sequence[str]) -> None:
+    """Print parameters and memory of a recipe."""
+    from specalign.training.plan import print_plan
+
+    for config in configs(words):
+        print_plan(config)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"plot": plot, "plan": plan}
+
+
+def entry() -> None:
+    """Console script."""
+    sys.exit(run_cli(PROGRAM, lambda: main(sys.argv[1:])))

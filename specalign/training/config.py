@@ -1,0 +1,311 @@
+"""The recipe of a training run: small frozen dataclasses whose field docs are also the ``--help`` text.
+
+Precedence: flag > recipe file > the method's preset > default.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, is_dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from specalign.config import STRICT, Weights, load_config
+from specalign.errors import UserError, unknown
+
+Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
+Metric = Literal["alpha", "agreement", "tau", "probe_tau"]
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen target model."""
+
+    model: str = "builtin:smollm2"
+    """Hub id, local folder, .gguf file, or builtin:smollm2."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
+    """Weights' dtype; auto: bfloat16 on CUDA, else float32."""
+    quantization: Literal["none", "4bit", "8bit"] = "none"
+    """bitsandbytes: 4bit (NF4, also on CPU) or 8bit."""
+    trust_remote_code: bool = False
+    """Run the model repository's own code."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class StudentConfig:
+    """Where the drafter starts from."""
+
+    model: str = ""
+    """An existing smaller model (named like the teacher); empty: a slice of the teacher."""
+    layers: tuple[int, ...] = ()
+    """Teacher layers of the slice, first and last included; empty: n_layers of them, chosen by pick."""
+    n_layers: int = 4
+    """Layers of the slice where they are not listed."""
+    pick: Literal["ends", "even"] = "ends"
+    """Which layers: half from either end, or evenly spread."""
+    start: Literal["aligned", "slice"] = "aligned"
+    """Whether a slice is first refitted to the teacher in closed form."""
+    align_tokens: int = 20_000
+    """Tokens of teacher responses, prompts included, that the closed-form fit sees."""
+    ridge: float = 1e-3
+    """Ridge of the fit, relative to the mean of the Gram matrix's diagonal."""
+    draft_vocabulary: int = 0
+    """Most frequent ids that the drafter's head keeps; 0: all."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Prompts and references."""
+
+    source: str = "builtin:docstrings"
+    """builtin:docstrings, cnn_dailymail, xsum, owner/name[:config], a .jsonl/.parquet/.csv file or a folder."""
+    document: str = ""
+    """Column of the document; empty: the source's own default."""
+    reference: str = ""
+    """Column of the reference; empty: the source's own default."""
+    prompt: str = "Summarize this documentation in one sentence.\n\n{document}"
+    """The user's message, with {document} in it."""
+    template: Literal["auto", "chat", "plain"] = "auto"
+    """Wrap the message in the tokenizer's chat template; auto: where it has one."""
+    max_prompt_tokens: int = 128
+    """Longest prompt, in tokens; documents are cut to fit."""
+    max_response_tokens: int = 48
+    """Longest response, in tokens: generated ones stop here, references are cut."""
+    n_train: int = 0
+    """Training prompts; 0: the whole split."""
+    n_validation: int = 32
+    """Validation prompts."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """What responses the drafter is trained on."""
+
+    source: Literal["ground_truth", "teacher", "student", "mixed"] = "student"
+    """References, responses of the teacher, responses of the student (on-policy), or both of these."""
+    student_fraction: float = 0.5
+    """mixed: probability, for each sequence by itself, that the student writes it."""
+    style: Literal["branches", "full"] = "branches"
+    """On-policy: short branches off prefixes of a teacher response, or whole responses."""
+    k_max: int = 4
+    """branches: their length is drawn from 1..k_max tokens, once a step."""
+    branches: int = 8
+    """branches: number of them off each prompt's response; they share its forward pass."""
+    trunk: Literal["teacher", "ground_truth"] = "teacher"
+    """branches: responses whose prefixes they start from."""
+    temperature: float = 1.0
+    """Sampling temperature of the student; 0: greedy."""
+    top_p: float = 1.0
+    """Nucleus of the student's sampling; 1: off."""
+    teacher_temperature: float = 0.0
+    """Sampling temperature of the teacher's responses; 0: greedy."""
+    packed: bool = True
+    """Share one forward pass among a prompt's branches where model and attention allow it."""
+    batch: int = 32
+    """Prompts that are generated for at a time."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What is minimised; see specalign.losses.LOSSES."""
+
+    weights: Weights = field(default_factory=lambda: {"forward_kl": 1.0})
+    """Objectives and their weights."""
+    hyper: Weights = field(default_factory=dict)
+    """Hyper-parameters by name, such as temperature (KD_TEMP), beta or gamma."""
+    teacher_temperature: float = 1.0
+    """Divides the teacher's logits first; below 1: a sharper teacher, for greedy decoding."""
+    keep: float = 1.0
+    """Share of tokens trained on, those with the largest loss; 1: all."""
+    chunk_tokens: int = 0
+    """Positions whose logits are in memory at a time; 0: 64 MiB of logits."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """AdamW with warm-up and cosine decay."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    warmup: float = 0.1
+    """Share of the budget with a rising rate."""
+    final_lr: float = 0.1
+    """Rate at the end, as a share of the peak."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
+    beta1: float = 0.9
+    """Decay of the gradient's mean."""
+    beta2: float = 0.95
+    """Decay of the squared gradient's mean."""
+    max_grad_norm: float = 1.0
+    """Gradient norm above which gradients are scaled down; 0: never."""
+    batch: int = 4
+    """Prompts of one forward and backward pass, on each process."""
+    accumulation: int = 1
+    """Passes of one optimiser step; weighted by tokens, they equal one big batch."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third slower."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Autocast of the student's forward pass; auto: bfloat16 on CUDA, else none. Weights stay float32."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """When training ends: at whichever limit comes first; 0 is no limit."""
+
+    steps: int = 200
+    """Optimiser steps."""
+    seconds: float = 0.0
+    """Seconds of training, validation excluded."""
+    tokens: int = 0
+    """Trained tokens."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written while training."""
+
+    every: int = 50
+    """Steps between log lines."""
+    validate_every: int = 100
+    """Steps between validations; 0: only before and after training."""
+    probe_prompts: int = 0
+    """Validation prompts decoded speculatively at each validation; 0: none."""
+    probe_gamma: int = 4
+    """Draft length of the probe, and of the expected tau."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; 0: none."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept, the latest ones."""
+    best: Metric | None = None
+    """Validation metric whose best weights become the result; none: the last weights."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Train a drafter for a teacher."""
+
+    recipe: Path | None = None
+    """TOML file with any of these fields; flags win over it."""
+    method: Method = "gkd"
+    """Preset that the file and flags override; untrained and aligned take no step."""
+    compare: tuple[Method, ...] = ()
+    """Train several methods from the same start, each into OUTPUT/METHOD."""
+    output: Path = Path("runs/student")
+    """Folder of the trained student."""
+    overwrite: bool = False
+    """Replace what another run left in the output folder."""
+    seed: int = 0
+    """Seed of data order, rollouts and mix: the same for every method."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:N or mps."""
+    attn: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention implementation; flash_attention_2 falls back to auto where the machine or model lacks it."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    student: StudentConfig = field(default_factory=StudentConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    __pydantic_config__ = STRICT
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "untrained": {"student": {"start": "slice"}, "budget": {"steps": 0}},
+    "aligned": {"student": {"start": "aligned"}, "budget": {"steps": 0}},
+    "sft": {"rollout": {"source": "ground_truth"}, "objective": {"weights": {"cross_entropy": 1.0}}},
+    "seqkd": {"rollout": {"source": "teacher"}, "objective": {"weights": {"cross_entropy": 1.0}}},
+    "gkd": {
+        "rollout": {"source": "student", "style": "branches", "k_max": 4},
+        "objective": {"weights": {"forward_kl": 1.0}, "hyper": {"temperature": 1.0}},
+    },
+    "distillspec": {
+        "rollout": {"source": "mixed", "style": "full"},
+        "objective": {"weights": {"forward_kl": 1.0}},
+    },
+    "contrastive": {
+        "rollout": {"source": "mixed", "style": "branches"},
+        "objective": {"weights": {"rank_order": 1.0}},
+    },
+}
+"""What a method sets, as tables of the fields above.
+
+gkd: Agarwal et al. 2023 (arXiv:2306.13649); distillspec: Zhou et al. 2023 (arXiv:2310.08461), which finds the
+best divergence to depend on task and decoding; seqkd: Kim & Rush 2016 (arXiv:1606.07947).
+"""
+
+UNTRAINED = ("untrained", "aligned")
+"""Pseudo methods: the start of training, as a student folder. A recipe's budget does not apply to them."""
+
+C = TypeVar("C")
+
+
+def resolve(config: TrainConfig, recipe: Path | None, method: str | None = None) -> TrainConfig:
+    """Defaults, then the preset of ``method`` (None: the recipe's, else ``config``'s), then the recipe's keys."""
+    named: dict[str, Any] = {}
+    values = config
+    if recipe is not None:
+        values = load_config(TrainConfig, recipe)
+        named = tomllib.loads(recipe.read_text(encoding="utf-8"))
+    method = method or (values.method if "method" in named else config.method)
+    if method not in PRESETS:
+        raise unknown("method", method, PRESETS)
+    merged = overlay(config, PRESETS[method], None)
+    merged = replace(merged, method=method)  # type: ignore[arg-type]
+    return overlay(merged, {k: v for k, v in named.items() if k != "method"}, values)
+
+
+def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:
+    """``base`` with the keys of ``named`` replaced: by the attributes of ``values``, or by their own values."""
+    changes: dict[str, Any] = {}
+    for key, value in named.items():
+        inner = None if values is None else getattr(values, key)
+        if is_dataclass(getattr(base, key)):
+            changes[key] = overlay(getattr(base, key), value, inner)
+        else:
+            changes[key] = value if values is None else inner
+    return replace(base, **changes)  # type: ignore[type-var]
+
+
+def check(config: TrainConfig) -> None:
+    """Raise UserError for values that no type refuses."""
+    rollout, optimiser, data = config.rollout, config.optimiser, config.data
+    positive = {
+        "data.max_prompt_tokens": data.max_prompt_tokens,
+        "data.max_response_tokens": data.max_response_tokens,
+        "data.n_validation": data.n_validation,
+        "rollout.k_max": rollout.k_max,
+        "rollout.branches": rollout.branches,
+        "rollout.batch": rollout.batch,
+        "optimiser.lr": optimiser.lr,
+        "optimiser.batch": optimiser.batch,
+        "optimiser.accumulation": optimiser.accumulation,
+        "logging.every": config.logging.every,
+        "logging.keep_checkpoints": config.logging.keep_checkpoints,
+        "logging.probe_gamma": config.logging.probe_gamma,
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{name} must be positive, not {value}")
+    if not 0 <= rollout.student_fraction <= 1:
+        raise UserError(f"rollout.student_fraction must lie in 0..1, not {rollout.student_fraction}")
+    if not 0 <= optimiser.warmup < 1:
+        raise UserError(f"optimiser.warmup is a share of the budget in 0 <= warmup < 1, not {optimiser.warmup}")
+    if config.logging.best == "probe_tau" and not config.logging.probe_prompts:
+        raise UserError("logging.best = probe_tau needs logging.probe_prompts")
+    budget = config.budget
+    if config.method not in UNTRAINED and not (budget.steps or budget.seconds or budget.tokens):
+        raise UserError("no budget: set budget.steps, budget.seconds or budget.tokens")
+    if config.method == "aligned" and config.student.model:
+        raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")

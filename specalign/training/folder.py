@@ -1,0 +1,127 @@
+"""The student folder: a plain Hugging Face checkpoint, and beside it what it was made from.
+
+provenance.json says "running" from the start on, so that a crash leaves it, and "complete" at the very end.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from specalign.config import as_table, load_config, write_config
+from specalign.errors import UserError
+from specalign.results import write_json, write_jsonl
+from specalign.training.config import TrainConfig
+
+RECIPE = "recipe.toml"
+LOG = "train.jsonl"
+PROVENANCE = "provenance.json"
+FREE = ("output", "overwrite", "recipe", "compare", "logging", "device")
+"""Keys that a rerun may change without becoming another run."""
+
+
+def is_complete(config: TrainConfig) -> bool:
+    """Whether this config's folder holds its finished run.
+
+    Raises UserError where the folder holds something else, unless ``overwrite``.
+    """
+    run = config.output
+    if config.overwrite or not run.exists() or (run.is_dir() and not any(run.iterdir())):
+        return False
+    _require_same_recipe(run, config)
+    return read_provenance(run).get("status") == "complete"
+
+
+def claim(config: TrainConfig, stamp: Mapping[str, Any]) -> None:
+    """Make the output folder this config's, empty with ``overwrite``; an unfinished run stays as it is."""
+    run = config.output
+    if config.overwrite and run.exists():
+        _clear(run)
+    run.mkdir(parents=True, exist_ok=True)
+    write_config(run / RECIPE, config)
+    write_json(run / PROVENANCE, {"status": "running", **stamp})
+
+
+def read_provenance(run: Path) -> dict[str, Any]:
+    """provenance.json of a run; empty where there is none yet."""
+    try:
+        return json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{run / PROVENANCE} is damaged ({error}); use --overwrite to start again") from None
+
+
+def write_model(run: Path, model: Any, tokenizer: Any, draft_vocabulary: Any) -> None:
+    """Put the checkpoint's files into ``run``, config.json last: with it, the checkpoint is whole."""
+    from specalign.models.vocabulary import save_draft_vocabulary
+
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=run))
+    try:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        if draft_vocabulary is not None:
+            save_draft_vocabulary(partial, draft_vocabulary.cpu())
+        for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
+            file.replace(run / file.name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def append_log(run: Path, fields: Mapping[str, Any]) -> None:
+    """Add one line to train.jsonl."""
+    with open(run / LOG, "a", encoding="utf-8") as file:
+        file.write(json.dumps(fields, allow_nan=False) + "\n")
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The whole lines of train.jsonl; a last line that was cut off by a crash is left out."""
+    path = run / LOG
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def rewind_log(run: Path, step: int) -> None:
+    """Drop lines after ``step``: they will be written again."""
+    write_jsonl(run / LOG, [line for line in read_log(run) if line["step"] <= step])
+
+
+def _require_same_recipe(run: Path, config: TrainConfig) -> None:
+    path = run / RECIPE
+    if not path.is_file():
+        raise UserError(f"{run} exists and is not a training run; choose another --output, or use --overwrite")
+    theirs = _flat(as_table(load_config(TrainConfig, path)))
+    ours = _flat(as_table(config))
+    for key in sorted(theirs.keys() | ours.keys()):
+        if key.split(".")[0] not in FREE and theirs.get(key) != ours.get(key):
+            raise UserError(
+                f"{run} holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
+                "choose another --output, or use --overwrite"
+            )
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _clear(run: Path) -> None:
+    """Remove what is in ``run``. Refuses a folder that is no run, so that --overwrite cannot delete a home."""
+    if not run.is_dir() or (any(run.iterdir()) and not (run / RECIPE).is_file()):
+        raise UserError(f"{run} is not a training run: it is not overwritten; choose another --output")
+    for path in run.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

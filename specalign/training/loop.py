@@ -1,0 +1,417 @@
+"""The training loop: roll out, score, update; log, validate, checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from specalign import provenance
+from specalign.config import as_table
+from specalign.data import Prompt
+from specalign.errors import UserError
+from specalign.losses import Objective, hyper_parameters, objective, reduce_tokens
+from specalign.progress import Bar, progress_bar
+from specalign.results import write_json
+from specalign.training import folder
+from specalign.training.checkpoints import (
+    BEST,
+    Position,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+    save_weights,
+)
+from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.materials import Materials
+from specalign.training.optimiser import adamw, clip_gradients, rate
+from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses
+from specalign.training.rows import Layout, Row, lay_out
+from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss
+from specalign.training.validation import Validation, as_fields, disagreement, make_validation
+
+
+@dataclass
+class Run:
+    """One training run in progress."""
+
+    config: TrainConfig
+    path: Path
+    pair: Pair
+    policy: Policy
+    prompts: Sequence[Prompt]
+    objective: Objective
+    optimiser: torch.optim.AdamW
+    generator: torch.Generator
+    """CPU generator of rollouts and mix."""
+    validation: Validation
+    packed: bool
+    position: Position = field(default_factory=Position)
+    step_s: float = 0.0
+    """Seconds of the last step."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Trained ones."""
+        return [parameter for parameter in self.pair.student.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one optimiser step did."""
+
+    loss: float
+    """Mean per-token loss."""
+    n_tokens: int
+    k: int
+    """Longest scored sequence."""
+    n_on_policy: int
+    grad_norm: float
+    lr: float
+    rollout_s: float
+    update_s: float
+    layouts: tuple[Layout, ...]
+
+
+def train(config: TrainConfig, materials: Materials) -> Path:
+    """Train one student into ``config.output`` and return that folder, going on from its last checkpoint."""
+    path = config.output
+    stamp = provenance.stamp(str(materials.device))
+    folder.claim(config, stamp)
+    run = start_run(config, materials)
+    resume(run)
+    begun = time.monotonic() - run.position.wall_s
+    if run.position.step == 0:
+        validate(run, begun)
+    with progress_bar(f"{config.method} -> {path}", 1.0) as bar:
+        loop(run, bar, begun)
+    finish(run, materials, stamp, begun)
+    return path
+
+
+def start_run(config: TrainConfig, materials: Materials) -> Run:
+    """Everything that the loop needs, at step 0."""
+    student = materials.student(config.student)
+    if config.optimiser.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    pair = Pair(
+        student,
+        materials.teacher,
+        materials.n_tokens,
+        materials.draft_vocabulary(config.student.draft_vocabulary),
+    )
+    trains = config.method not in UNTRAINED
+    prompts, policy = usable_data(config, materials) if trains else ([], Policy(config.rollout, 1, {}, {}))
+    return Run(
+        config,
+        config.output,
+        pair,
+        policy,
+        prompts,
+        build_objective(config.objective),
+        adamw(student, config.optimiser),
+        torch.Generator().manual_seed(config.seed),
+        validation=shared_validation(materials, config.logging.probe_gamma),
+        packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
+    )
+
+
+def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:
+    """The prompts that have the responses which the method needs, and the policy that uses these."""
+    rollout = config.rollout
+    branches = rollout.style == "branches" and rollout.source in ("student", "mixed")
+    if branches and materials.teacher.config.is_encoder_decoder:
+        raise UserError('encoder-decoder models cannot branch; use rollout.style = "full"')
+    references = materials.references("train") if needs_references(rollout) else {}
+    responses = materials.responses("train") if needs_responses(rollout) else {}
+    prompts = [
+        prompt
+        for prompt in materials.train
+        if (not needs_references(rollout) or references.get(prompt.id))
+        and (not needs_responses(rollout) or responses.get(prompt.id))
+    ]
+    if not prompts:
+        raise UserError(f"data {config.data.source!r} has no references; choose another rollout.source")
+    return prompts, Policy(rollout, config.data.max_response_tokens, references, responses)
+
+
+def shared_validation(materials: Materials, gamma: int) -> Validation:
+    """Made once for all methods of a comparison."""
+    if materials.validation_set is None:
+        materials.validation_set = make_validation(materials, gamma)
+    return materials.validation_set
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """The objective of a recipe, its numbers cast to the kinds that each loss has by default."""
+    kinds = {key: type(default) for name in config.weights for key, default in _known_parameters(name).items()}
+    hyper = {key: kinds.get(key, float)(value) for key, value in config.hyper.items()}
+    return objective(config.weights, hyper, teacher_temperature=config.teacher_temperature, keep=config.keep)
+
+
+def _known_parameters(name: str) -> dict[str, Any]:
+    from specalign.losses import LOSSES
+
+    return hyper_parameters(name) if name in LOSSES else {}
+
+
+def resume(run: Run) -> None:
+    """Go on from the last checkpoint, if there is one."""
+    checkpoints = list_checkpoints(run.path)
+    if checkpoints:
+        run.position = load_checkpoint(checkpoints[-1], run.pair.student, run.optimiser, run.generator)
+        print(f"{run.path}: resuming after step {run.position.step}", flush=True)
+    folder.rewind_log(run.path, run.position.step if checkpoints else -1)
+
+
+def spent(run: Run) -> float:
+    """The share of the budget that is spent, by whichever limit is nearest: 1 ends the run."""
+    budget, position = run.config.budget, run.position
+    if run.config.method in UNTRAINED:
+        return 1.0
+    return max(
+        position.step / budget.steps if budget.steps else 0.0,
+        position.train_s / budget.seconds if budget.seconds else 0.0,
+        position.n_tokens / budget.tokens if budget.tokens else 0.0,
+    )
+
+
+def loop(run: Run, bar: Bar, begun: float) -> None:
+    """Train until the budget is spent."""
+    log, position = run.config.logging, run.position
+    last_log, losses, tokens = time.monotonic(), 0.0, 0
+    while (share := spent(run)) < 1:
+        bar.move_to(share)
+        started = time.monotonic()
+        report = step(run)
+        run.step_s = time.monotonic() - started
+        position.train_s += run.step_s
+        position.wall_s = time.monotonic() - begun
+        losses, tokens = losses + report.loss * report.n_tokens, tokens + report.n_tokens
+        if position.step % log.every == 0:
+            now = time.monotonic()
+            write_log_line(run, bar, report, losses / max(1, tokens), now - last_log)
+            last_log, losses, tokens = now, 0.0, 0
+        if log.validate_every and position.step % log.validate_every == 0 and spent(run) < 1:
+            validate(run, begun)
+        if log.checkpoint_every and position.step % log.checkpoint_every == 0:
+            save_checkpoint(
+                run.path, run.pair.student, run.optimiser, run.generator, position, keep=log.keep_checkpoints
+            )
+    if run.config.method not in UNTRAINED:
+        validate(run, begun)
+
+
+def step(run: Run) -> StepReport:
+    """One optimiser step over ``batch * accumulation`` prompts."""
+    config, position = run.config.optimiser, run.position
+    lr = rate(planned_share(run), config)
+    for group in run.optimiser.param_groups:
+        group["lr"] = lr
+    prompts = next_prompts(run.prompts, position.n_prompts, config.batch * config.accumulation, run.config.seed)
+    begun = time.monotonic()
+    rows = run.policy.rows(prompts, writer(run), run.generator)
+    rolled_out = time.monotonic()
+    loss, n_tokens, layouts = accumulate(run, rows)
+    norm = float(clip_gradients(run.parameters, config.max_grad_norm))
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise UserError(_explain_non_finite(run, loss, norm, rows))
+    run.optimiser.step()
+    run.optimiser.zero_grad(set_to_none=True)
+    position.step += 1
+    position.n_prompts += len(prompts)
+    position.n_tokens += n_tokens
+    position.n_on_policy += sum(row.on_policy for row in rows)
+    return StepReport(
+        loss,
+        n_tokens,
+        max(len(branch.tokens) for row in rows for branch in row.scored),
+        sum(row.on_policy for row in rows),
+        norm,
+        lr,
+        rolled_out - begun,
+        time.monotonic() - rolled_out,
+        layouts,
+    )
+
+
+def planned_share(run: Run) -> float:
+    """The share of the budget that will be spent when the coming step ends."""
+    budget, position = run.config.budget, run.position
+    mean_tokens = position.n_tokens / max(1, position.step)
+    return max(
+        (position.step + 1) / budget.steps if budget.steps else 0.0,
+        (position.train_s + run.step_s) / budget.seconds if budget.seconds else 0.0,
+        (position.n_tokens + mean_tokens) / budget.tokens if budget.tokens else 0.0,
+    )
+
+
+def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[Layout, ...]]:
+    """Backward over all rows, ``batch`` at a time. Returns mean loss, counted tokens, layouts.
+
+    Every pass is divided by the token count of the whole step, so the sum of gradients is that of one batch.
+    """
+    ordered = sorted(rows, key=lambda row: len(row.trunk))
+    size = run.config.optimiser.batch
+    layouts = tuple(
+        lay_out(ordered[begin : begin + size], packed=run.packed, device=run.pair.student.device)
+        for begin in range(0, len(ordered), size)
+    )
+    masks = [counted(run, layout) for layout in layouts]
+    n_tokens = int(sum(mask.sum() for mask in masks))
+    total = 0.0
+    for layout, mask in zip(layouts, masks, strict=True):
+        with autocast(run):
+            losses = per_token_loss(
+                run.pair, layout, run.objective, chunk_tokens=run.config.objective.chunk_tokens
+            )
+        loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
+        loss.backward()
+        total += float(loss.detach())
+    return total, n_tokens, layouts
+
+
+def counted(run: Run, layout: Layout) -> Tensor:
+    """[N] the tokens that enter the loss: all, or where only labels matter those that the drafter's head has."""
+    if run.objective.needs_teacher:
+        return torch.ones_like(layout.labels, dtype=torch.bool)
+    return columns_of(layout.labels, run.pair.heads()[0]) >= 0
+
+
+def next_prompts(prompts: Sequence[Prompt], begin: int, n: int, seed: int) -> list[Prompt]:
+    """Prompts ``begin .. begin + n`` of an endless stream of epochs, each shuffled by (seed, epoch)."""
+    chosen = []
+    for place in range(begin, begin + n):
+        epoch, index = divmod(place, len(prompts))
+        chosen.append(prompts[int(_order(len(prompts), seed, epoch)[index])])
+    return chosen
+
+
+def _order(n: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
+
+
+def writer(run: Run) -> Writer:
+    """The student as it writes rollouts now."""
+    rollout = run.config.rollout
+    forks = rollout.branches if rollout.style == "branches" else 1
+    return Writer(
+        run.pair.student, rollout.temperature, rollout.top_p, run.pair.draft_vocabulary, rollout.batch * forks
+    )
+
+
+def autocast(run: Run) -> Any:
+    """bfloat16 autocast where the recipe or the device asks for it."""
+    kind, device = run.config.optimiser.precision, run.pair.student.device
+    if kind == "bfloat16" or (kind == "auto" and device.type == "cuda"):
+        return torch.autocast(device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: float) -> None:
+    """The line on the terminal, and the same fields with a few more in train.jsonl."""
+    position = run.position
+    agree = float(torch.cat([overlaps(run.pair, layout).agreement for layout in report.layouts]).mean())
+    bar.say(f"[step {position.step}] kd={loss:.3f} agree={agree:.3f} k={report.k} dt={dt_s:.1f}s")
+    fields = {
+        "kind": "train",
+        "step": position.step,
+        "kd": loss,
+        "agree": agree,
+        "k": report.k,
+        "dt_s": dt_s,
+        "lr": report.lr,
+        "grad_norm": report.grad_norm,
+        "n_tokens": position.n_tokens,
+        "student_share": position.n_on_policy / position.n_prompts,
+        "rollout_s": report.rollout_s,
+        "update_s": report.update_s,
+        "train_s": position.train_s,
+        "wall_s": position.wall_s,
+    }
+    folder.append_log(run.path, fields)
+
+
+def validate(run: Run, begun: float) -> None:
+    """Score the student on the validation split, and warn where a real decode tells another story."""
+    config = run.config.logging
+    score = run.validation.score(run.pair)
+    probe = None
+    if config.probe_prompts:
+        generator = torch.Generator(run.pair.teacher.device).manual_seed(run.config.seed)
+        probe = run.validation.probe(run.pair, config.probe_prompts, generator)
+        if warning := disagreement(score, probe):
+            print(f"specalign-train: warning: {warning}", flush=True)
+    run.position.wall_s = time.monotonic() - begun
+    found = as_fields(score, probe)
+    keep_best(run, found)
+    fields = {
+        "kind": "validation",
+        "step": run.position.step,
+        **found,
+        "n_tokens": run.position.n_tokens,
+        "train_s": run.position.train_s,
+        "wall_s": run.position.wall_s,
+    }
+    folder.append_log(run.path, fields)
+    print(
+        f"[validation {run.position.step}] alpha={score.alpha:.3f} agree={score.agreement:.3f} "
+        f"tau={score.tau:.2f} ({score.n_positions} positions)",
+        flush=True,
+    )
+
+
+def keep_best(run: Run, found: dict[str, float]) -> None:
+    """Save the weights where the watched metric is better than ever before."""
+    watched, best = run.config.logging.best, run.position.best_metric
+    if watched is None or (best is not None and found[watched] <= best):
+        return
+    run.position.best_metric = found[watched]
+    save_weights(run.path / BEST, run.pair.student)
+
+
+def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) -> None:
+    """Write the student, then the provenance that says that it is complete."""
+    student = run.pair.student
+    if run.config.logging.best is not None:
+        load_weights(run.path / BEST, student)
+    if run.config.optimiser.gradient_checkpointing:
+        student.gradient_checkpointing_disable()
+    folder.write_model(run.path, student, materials.tokenizer, run.pair.draft_vocabulary)
+    config, position = run.config, run.position
+    facts = {
+        "status": "complete",
+        "method": config.method,
+        "teacher": config.teacher.model,
+        "student_start": config.student.model or config.student.start,
+        "trained_tokens": position.n_tokens,
+        "steps": position.step,
+        "train_s": position.train_s,
+        "wall_s": time.monotonic() - begun,
+        "prepare_s": dict(materials.seconds),
+        "student_share": position.n_on_policy / max(1, position.n_prompts),
+        "best": {config.logging.best: position.best_metric} if config.logging.best else {},
+        "seed": config.seed,
+        "weights_sha256": provenance.weights_sha256(run.path),
+        "config": as_table(config),
+    }
+    write_json(run.path / folder.PROVENANCE, {**facts, **stamp})
+    print(f"{run.path}: {config.method} trained, {position.step} steps, {position.n_tokens} tokens", flush=True)
+
+
+def _explain_non_finite(run: Run, loss: float, norm: float, rows: Sequence[Row]) -> str:
+    """Save the batch and say where it is."""
+    path = run.path / "non_finite_batch.json"
+    write_json(path, {"step": run.position.step + 1, "rows": [asdict(row) for row in rows]})
+    return (
+        f"step {run.position.step + 1}: loss {loss} and gradient norm {norm} are not finite; the batch is in "
+        f"{path}, the last checkpoint is intact; lower optimiser.lr or set optimiser.precision = float32"
+    )

@@ -1,0 +1,262 @@
+"""What the runs of one command share: teacher, tokenizer, data, the teacher's responses, the student's start."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from specalign.config import cache_dir
+from specalign.data import Columns, Prompt, encode_prompts, load_examples
+from specalign.data.examples import Split
+from specalign.errors import UserError
+from specalign.models.alignment import align_slice, n_passes
+from specalign.models.load import (
+    Attention,
+    load_model,
+    load_tokenizer,
+    require_same_tokenizer,
+    resolve_device,
+    resolve_dtype,
+    resolve_model,
+)
+from specalign.models.properties import context_limit, decoder_layers, eos_ids
+from specalign.models.slicing import choose_layers, slice_layers
+from specalign.models.vocabulary import choose_draft_vocabulary
+from specalign.progress import progress_bar
+from specalign.provenance import weights_sha256
+from specalign.training.config import DataConfig, StudentConfig, TrainConfig
+from specalign.training.rollouts import Tokens, Writer, responses_key, stored_responses
+
+if TYPE_CHECKING:
+    from specalign.training.validation import Validation
+
+ALIGN_BATCH = 16
+"""Sequences of one forward pass of the alignment."""
+
+
+@dataclass
+class Materials:
+    """Loaded once, used by every method of a comparison."""
+
+    config: TrainConfig
+    """The recipe that they were loaded for; methods differ only in what is read elsewhere."""
+    device: torch.device
+    tokenizer: PreTrainedTokenizerBase
+    teacher: PreTrainedModel
+    train: list[Prompt]
+    validation: list[Prompt]
+    seconds: dict[str, float] = field(default_factory=dict)
+    """Wall seconds of each preparation, by name."""
+    _responses: dict[str, dict[str, Tokens]] = field(default_factory=dict)
+    validation_set: Validation | None = None
+    """Laid out and scored by the teacher once."""
+    _starts: dict[StudentConfig, PreTrainedModel] = field(default_factory=dict)
+    _vocabularies: dict[int, Tensor] = field(default_factory=dict)
+
+    @property
+    def n_tokens(self) -> int:
+        """Ids that the tokenizer can produce."""
+        return len(self.tokenizer)
+
+    def responses(self, split: Split) -> dict[str, Tokens]:
+        """The teacher's response to each prompt of a split, from the cache where it is there."""
+        if split not in self._responses:
+            with self._timed(f"responses_{split}"):
+                self._responses[split] = self._teacher_writes(split)
+        return self._responses[split]
+
+    def references(self, split: Split) -> dict[str, Tokens]:
+        """The data set's reference for each prompt that has one."""
+        prompts = self.train if split == "train" else self.validation
+        limit = self.config.data.max_response_tokens
+        return {prompt.id: prompt.reference_ids[:limit] for prompt in prompts if prompt.reference_ids}
+
+    def draft_vocabulary(self, size: int) -> Tensor | None:
+        """The ids that a trimmed drafter keeps: the most frequent ones of prompts and responses."""
+        if not size or size >= self.n_tokens:
+            return None
+        if size not in self._vocabularies:
+            texts = chain(self.responses("train").values(), self.references("train").values())
+            prompts = (prompt.input_ids for prompt in self.train)
+            always = [*eos_ids(self.teacher), *special_ids(self.tokenizer)]
+            chosen = choose_draft_vocabulary(chain(texts, prompts), size, self.n_tokens, always)
+            self._vocabularies[size] = chosen.to(self.device)
+        return self._vocabularies[size]
+
+    def student(self, config: StudentConfig) -> PreTrainedModel:
+        """A fresh copy of the student as training starts from it."""
+        if config not in self._starts:
+            self._starts[config] = self._start(config)
+        return copy.deepcopy(self._starts[config])
+
+    @contextmanager
+    def _timed(self, what: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.seconds[what] = time.monotonic() - begun
+
+    def _start(self, config: StudentConfig) -> PreTrainedModel:
+        if config.model:
+            return _existing_student(self, config.model)
+        n_layers = len(decoder_layers(self.teacher))
+        layers = config.layers or choose_layers(n_layers, config.n_layers, config.pick)
+        if self.config.teacher.quantization != "none":
+            raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
+        student = slice_layers(self.teacher, layers).float()
+        if config.start == "aligned":
+            self.responses("train")
+            self._align(student, layers, config)
+        return student
+
+    def _align(self, student: PreTrainedModel, layers: Sequence[int], config: StudentConfig) -> None:
+        with self._timed("alignment"):
+            self._fit(student, layers, config)
+
+    def _fit(self, student: PreTrainedModel, layers: Sequence[int], config: StudentConfig) -> None:
+        sequences = self._alignment_sequences(config.align_tokens)
+        batches = list(padded_batches(sequences, self.device))
+        with progress_bar(
+            "aligning the slice", n_passes(layers, len(decoder_layers(self.teacher))) * len(batches)
+        ) as bar:
+            align_slice(student, self.teacher, layers, batches, ridge=config.ridge, progress=bar.advance)
+
+    def _alignment_sequences(self, n_tokens: int) -> list[Tokens]:
+        """Prompts with the teacher's responses, until ``n_tokens`` are reached."""
+        chosen: list[Tokens] = []
+        responses = self.responses("train")
+        for prompt in self.train:
+            if sum(map(len, chosen)) >= n_tokens:
+                break
+            chosen.append(prompt.input_ids + responses[prompt.id])
+        return chosen
+
+    def _teacher_writes(self, split: Split) -> dict[str, Tokens]:
+        config = self.config
+        prompts = self.train if split == "train" else self.validation
+        writer = Writer(self.teacher, config.rollout.teacher_temperature, batch=config.rollout.batch)
+        facts = {
+            "teacher": teacher_identity(config.teacher.model, self.teacher),
+            "dtype": str(self.teacher.dtype),
+            "quantization": config.teacher.quantization,
+            "temperature": writer.temperature,
+            "max_new_tokens": config.data.max_response_tokens,
+            "seed": config.seed if writer.temperature else 0,
+        }
+        folder = cache_dir() / "responses" / responses_key(facts)
+        with progress_bar(f"teacher's responses ({split})", len(prompts)) as bar:
+            return stored_responses(
+                folder, writer, prompts, config.data.max_response_tokens, seed=config.seed, progress=bar.advance
+            )
+
+
+def load_materials(config: TrainConfig) -> Materials:
+    """Load teacher, tokenizer and data. Raises UserError for whatever a user can mend."""
+    device = resolve_device(config.device)
+    train, validation = load_split(config.data, "train"), load_split(config.data, "validation")
+    tokenizer = load_tokenizer(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
+    if config.student.model:
+        require_same_tokenizer(load_tokenizer(config.student.model), tokenizer)
+    teacher = load_model(
+        config.teacher.model,
+        dtype=resolve_dtype(config.teacher.dtype, device),
+        device=device,
+        quantization=config.teacher.quantization,
+        attn=attention_of(config.attn, device),
+        trust_remote_code=config.teacher.trust_remote_code,
+    ).requires_grad_(False)
+    _require_room(teacher, config.data)
+
+    def encoded(examples: list) -> list[Prompt]:
+        data = config.data
+        return encode_prompts(
+            examples,
+            tokenizer,
+            prompt=data.prompt,
+            template=data.template,
+            max_prompt_tokens=data.max_prompt_tokens,
+        )
+
+    return Materials(config, device, tokenizer, teacher, encoded(train), encoded(validation))
+
+
+def load_split(data: DataConfig, split: Split) -> list:
+    """The examples of one split, limited as the recipe says."""
+    columns = None
+    if data.document or data.reference:
+        columns = Columns(data.document or Columns.document, data.reference or Columns.reference)
+    limit = data.n_train if split == "train" else data.n_validation
+    return load_examples(data.source, split, columns=columns, limit=limit or None)
+
+
+def attention_of(name: Attention, device: torch.device) -> Attention:
+    """flash_attention_2 needs CUDA and the flash-attn package; without them the model's own default is used."""
+    if name != "flash_attention_2":
+        return name
+    missing = (
+        "a CUDA device" if device.type != "cuda" else "the package flash-attn" if not has_flash_attn() else ""
+    )
+    if missing:
+        print(f"specalign-train: attn = flash_attention_2 needs {missing}; using the model's default attention")
+    return "auto" if missing else name
+
+
+def has_flash_attn() -> bool:
+    """Whether the flash-attn package is installed."""
+    return importlib.util.find_spec("flash_attn") is not None
+
+
+def teacher_identity(name: str, teacher: PreTrainedModel) -> str:
+    """What tells one teacher's weights from another's: a hash of local ones, the hub's commit of others."""
+    folder = Path(resolve_model(name))
+    if folder.is_dir():
+        return weights_sha256(folder)
+    return f"{name}@{getattr(teacher.config, '_commit_hash', None)}"
+
+
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Ids of the tokenizer's special tokens."""
+    return [int(id_) for id_ in tokenizer.all_special_ids]
+
+
+def padded_batches(sequences: Sequence[Tokens], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+    """(input ids, attention mask) [B, T], padded on the right, sequences of similar length together."""
+    ordered = sorted(sequences, key=len)
+    for begin in range(0, len(ordered), ALIGN_BATCH):
+        batch = ordered[begin : begin + ALIGN_BATCH]
+        width = len(batch[-1])
+        ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in batch], device=device)
+        lengths = torch.tensor([len(text) for text in batch], device=device)
+        yield ids, (torch.arange(width, device=device) < lengths[:, None]).long()
+
+
+def _existing_student(materials: Materials, name: str) -> PreTrainedModel:
+    config = materials.config
+    student = load_model(
+        name,
+        device=materials.device,
+        attn=attention_of(config.attn, materials.device),
+        trust_remote_code=config.teacher.trust_remote_code,
+    )
+    if student.config.is_encoder_decoder != materials.teacher.config.is_encoder_decoder:
+        raise UserError(f"student {name!r} and teacher {config.teacher.model!r} are of different kinds")
+    return student
+
+
+def _require_room(teacher: PreTrainedModel, data: DataConfig) -> None:
+    limit = context_limit(teacher)
+    needed = data.max_prompt_tokens + data.max_response_tokens
+    if limit is not None and needed > limit:
+        raise UserError(
+            f"data.max_prompt_tokens + data.max_response_tokens = {needed} exceed the teacher's context of {limit}"
+        )

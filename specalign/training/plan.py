@@ -1,0 +1,136 @@
+"""What a recipe needs, before anything is loaded: parameters, bytes by kind, the largest batch that fits."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
+
+from specalign.errors import UserError
+from specalign.losses.chunked import CHUNK_BYTES
+from specalign.models.load import resolve_device, resolve_dtype, resolve_model
+from specalign.training.config import TrainConfig
+
+LOGIT_COPIES = 12
+"""Tensors of the size of one chunk of float32 logits that are alive together in losses.chunked."""
+ACTIVATIONS_PER_LAYER = 34
+"""Bytes of activations per token, layer and hidden unit at two bytes a number, attention scores aside
+(Korthikanti et al. 2022, arXiv:2205.05198, section 4)."""
+BITS = {"none": None, "4bit": 4.5, "8bit": 8.0}
+"""Bits of a quantised weight, block scales included."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Bytes of one process."""
+
+    student_parameters: int
+    teacher_parameters: int
+    weights: int
+    """Both models."""
+    gradients: int
+    optimiser: int
+    activations: int
+    """Of one forward and backward pass of ``optimiser.batch`` prompts."""
+    logits: int
+
+    @property
+    def total(self) -> int:
+        """All of them together."""
+        return self.weights + self.gradients + self.optimiser + self.activations + self.logits
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Count parameters on the meta device and estimate bytes; an estimate, activations above all."""
+    device = resolve_device(config.device)
+    teacher_config = _model_config(config.teacher.model, config)
+    teacher = _n_parameters(teacher_config)
+    student_config = _student_config(config, teacher_config)
+    student = _n_parameters(student_config)
+    bits = BITS[config.teacher.quantization] or 8 * resolve_dtype(config.teacher.dtype, device).itemsize
+    tokens = config.optimiser.batch * _tokens_per_prompt(config)
+    return Plan(
+        student,
+        teacher,
+        weights=4 * student + int(teacher * bits / 8),
+        gradients=4 * student,
+        optimiser=8 * student,
+        activations=_activations(config, student_config, tokens),
+        logits=LOGIT_COPIES * CHUNK_BYTES,
+    )
+
+
+def largest_batch(config: TrainConfig, plan: Plan, memory: int) -> int:
+    """Prompts of one pass that fit into ``memory`` bytes beside everything else; 0 where none does."""
+    per_prompt = plan.activations / config.optimiser.batch
+    return max(0, int((memory - (plan.total - plan.activations)) / per_prompt))
+
+
+def print_plan(config: TrainConfig) -> None:
+    """The plan as a table, with the memory of this machine's device for comparison."""
+    plan = make_plan(config)
+    device = resolve_device(config.device)
+    memory = psutil.virtual_memory().total
+    if device.type == "cuda":
+        memory = torch.cuda.get_device_properties(device).total_memory
+    lines = [
+        f"{config.method}: student {plan.student_parameters / 1e6:.1f} M parameters, "
+        f"teacher {plan.teacher_parameters / 1e6:.1f} M ({config.teacher.quantization})",
+        *(
+            f"  {name:<12} {getattr(plan, name) / 2**30:8.2f} GiB"
+            for name in ("weights", "gradients", "optimiser", "activations", "logits", "total")
+        ),
+        f"  {device} has {memory / 2**30:.1f} GiB: optimiser.batch up to about {largest_batch(config, plan, memory)}",
+    ]
+    print("\n".join(lines))
+
+
+def _model_config(name: str, config: TrainConfig) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(
+            resolve_model(name), trust_remote_code=config.teacher.trust_remote_code
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read the config of model {name!r}: {str(error).splitlines()[0]}") from None
+
+
+def _student_config(config: TrainConfig, teacher: PreTrainedConfig) -> PreTrainedConfig:
+    if config.student.model:
+        return _model_config(config.student.model, config)
+    student: Any = copy.deepcopy(teacher)
+    n_layers = len(config.student.layers) or config.student.n_layers
+    if student.is_encoder_decoder:
+        student.num_decoder_layers = n_layers
+        return student
+    text = student.get_text_config()
+    text.num_hidden_layers = n_layers
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:n_layers]
+    return student
+
+
+def _n_parameters(config: PreTrainedConfig) -> int:
+    auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    with torch.device("meta"):
+        model = auto.from_config(config)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _tokens_per_prompt(config: TrainConfig) -> int:
+    """Tokens of one prompt's row at their longest."""
+    rollout, data = config.rollout, config.data
+    branched = rollout.source in ("student", "mixed") and rollout.style == "branches"
+    extra = rollout.branches * (rollout.k_max - 1) if branched else 0
+    return data.max_prompt_tokens + data.max_response_tokens + extra
+
+
+def _activations(config: TrainConfig, student: Any, tokens: int) -> int:
+    text = student.get_text_config()
+    width = 1 if resolve_device(config.device).type == "cuda" else 2  # bfloat16 autocast halves them on CUDA
+    if config.optimiser.gradient_checkpointing:
+        return tokens * text.hidden_size * width * (2 * text.num_hidden_layers + ACTIVATIONS_PER_LAYER)
+    return tokens * text.hidden_size * width * ACTIVATIONS_PER_LAYER * text.num_hidden_layers

@@ -1,0 +1,141 @@
+"""Per-token losses and drafter metrics of laid-out rows. Only scored positions go through the heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specalign.losses import Objective, chunked_loss, overlap
+from specalign.models.heads import Head, common_heads, head_of, hidden_states
+from specalign.training.rows import Layout
+
+METRIC_BYTES = 64 * 2**20
+"""Size of one chunk of logits where metrics are computed."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Student q and frozen teacher p, made comparable."""
+
+    student: PreTrainedModel
+    teacher: PreTrainedModel
+    n_tokens: int
+    """Ids that the tokenizer can produce; rows beyond are padding."""
+    draft_vocabulary: Tensor | None = None
+    """[V'] ids of the drafter's trimmed head."""
+
+    def heads(self) -> tuple[Head, Head]:
+        """Both heads over the common ids; the student's is differentiable."""
+        student = head_of(self.student, self.draft_vocabulary)
+        return common_heads(student, head_of(self.teacher), self.n_tokens)
+
+
+def states(model: PreTrainedModel, layout: Layout) -> Tensor:
+    """[N, d] what the head is applied to at the scored tokens' predictors."""
+    inputs: dict[str, Any] = {"input_ids": layout.input_ids}
+    if layout.encoder is not None:
+        ids, mask = layout.encoder
+        inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": layout.input_ids}
+    elif layout.visible is not None:
+        assert layout.position_ids is not None
+        inputs["attention_mask"] = attention_masks(model, layout.visible, layout.position_ids)
+        inputs["position_ids"] = layout.position_ids
+    return hidden_states(model, **inputs).flatten(0, 1)[layout.predictors]
+
+
+def attention_masks(
+    model: PreTrainedModel, visible: Tensor, position_ids: Tensor
+) -> Tensor | dict[str, Tensor]:
+    """The explicit mask [B, 1, L, L] as ``model`` takes it: boolean, or additive for eager attention.
+
+    A model that mixes layer types takes one mask for each; sliding layers see the last ``window`` positions.
+    """
+    config = model.config.get_text_config()
+    kinds = getattr(config, "layer_types", None) or ()
+    window = getattr(config, "sliding_window", None)
+    full = sliding = _mask(model, visible)
+    if window:
+        sliding = _mask(model, visible & (position_ids[:, :, None] - position_ids[:, None, :] < window))
+    if "sliding_attention" in kinds:
+        return {"full_attention": full, "sliding_attention": sliding}
+    return full if kinds else sliding
+
+
+def _mask(model: PreTrainedModel, visible: Tensor) -> Tensor:
+    visible = visible.unsqueeze(1)
+    if model.config._attn_implementation != "eager":
+        return visible
+    blocked = torch.finfo(model.dtype).min
+    return torch.zeros_like(visible, dtype=model.dtype).masked_fill(~visible, blocked)
+
+
+def can_pack(model: PreTrainedModel) -> bool:
+    """Whether ``model`` takes an explicit mask between all tokens of a row."""
+    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
+    return (
+        not model.config.is_encoder_decoder
+        and model.config._attn_implementation in ("sdpa", "eager")
+        and kinds <= {"full_attention", "sliding_attention"}
+    )
+
+
+def per_token_loss(pair: Pair, layout: Layout, objective: Objective, *, chunk_tokens: int = 0) -> Tensor:
+    """Loss [N] of the student at every scored token; gradients reach the student alone."""
+    student, teacher = pair.heads()
+    student_states = states(pair.student, layout)
+    scored = None
+    if objective.needs_teacher:
+        with torch.no_grad():
+            scored = (states(pair.teacher, layout), teacher)
+    return chunked_loss(
+        objective,
+        (student_states, student),
+        scored,
+        labels=columns_of(layout.labels, student),
+        sequence_ids=layout.sequence_ids,
+        chunk_tokens=chunk_tokens or None,
+    )
+
+
+def columns_of(labels: Tensor, head: Head) -> Tensor:
+    """Where each label stands among the head's rows; -1 for a label that it lacks."""
+    if head.ids is None:
+        return torch.where(labels < head.width, labels, -1)
+    place = torch.searchsorted(head.ids, labels).clamp(max=head.width - 1)
+    return torch.where(head.ids[place] == labels, place, -1)
+
+
+@dataclass(frozen=True)
+class Overlaps:
+    """Teacher-forced drafter metrics at N positions."""
+
+    alpha: Tensor
+    """[N] sum_v min(p, q) over the teacher's whole vocabulary."""
+    agreement: Tensor
+    """[N] 1 where the argmax is the same."""
+
+
+@torch.no_grad()
+def overlaps(pair: Pair, layout: Layout, teacher_states: Tensor | None = None) -> Overlaps:
+    """Both metrics, with what a trimmed head misses counted against the drafter.
+
+    ``teacher_states`` [N, d] are computed where they are not given.
+    """
+    student = pair.heads()[0]
+    whole = common_heads(head_of(pair.teacher), head_of(pair.teacher), pair.n_tokens)[1]
+    q_states = states(pair.student, layout)
+    p_states = states(pair.teacher, layout) if teacher_states is None else teacher_states
+    rows = max(1, METRIC_BYTES // (4 * whole.width))
+    alphas, agreements = [], []
+    for q_part, p_part in zip(q_states.split(rows), p_states.split(rows), strict=True):
+        q, p = student(q_part).float(), whole(p_part).float()
+        common = p if student.ids is None else p[:, student.ids]
+        common = common[:, : student.width]
+        alphas.append(overlap(q, common, p.logsumexp(-1)))
+        likeliest = q.argmax(-1) if student.ids is None else student.ids[q.argmax(-1)]
+        agreements.append((likeliest == p.argmax(-1)).float())
+    return Overlaps(torch.cat(alphas), torch.cat(agreements))

@@ -1,0 +1,25 @@
+"""One command: its runs one after the other, over materials that are loaded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from transformers.utils.logging import disable_progress_bar
+
+from specalign.training.config import TrainConfig
+from specalign.training.folder import is_complete
+from specalign.training.loop import train
+from specalign.training.materials import load_materials
+
+
+def train_all(configs: Sequence[TrainConfig]) -> None:
+    """Train each config. Nothing is loaded where all runs are complete."""
+    unfinished = [config for config in configs if not is_complete(config)]
+    for config in configs:
+        if config not in unfinished:
+            print(f"{config.output}: complete already, nothing to do (--overwrite trains it again)", flush=True)
+    if unfinished:
+        disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time
+        materials = load_materials(unfinished[0])
+        for config in unfinished:
+            train(config, materials)

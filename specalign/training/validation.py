@@ -1,0 +1,175 @@
+"""Drafter metrics on held-out prompts: teacher-forced overlap and agreement, and a real speculative decode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from specalign.decoding.drafters import ModelDrafter
+from specalign.decoding.generate import generate
+from specalign.training.materials import Materials
+from specalign.training.rows import Layout, Row, lay_out
+from specalign.training.scoring import Pair, overlaps, states
+
+BATCH = 8
+"""Sequences of one forward pass."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics over the validation positions, all of the teacher's own responses."""
+
+    alpha: float
+    """Mean sum_v min(p, q): expected acceptance rate at temperature 1."""
+    alpha_se: float
+    """Its standard error, from the spread between prompts."""
+    agreement: float
+    """Share of positions with the same argmax: expected acceptance rate at temperature 0."""
+    tau: float
+    """Expected tokens per target call, 1 + sum over draft positions of the product of alphas so far."""
+    n_positions: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a real speculative decode of a few prompts came to, at temperature 1."""
+
+    alpha: float
+    """Mean sum_v min(p, q) at the examined positions."""
+    alpha_se: float
+    tau: float
+    """Tokens per target call."""
+    n_examined: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Held-out sequences with the teacher's hidden states, which are computed once."""
+
+    batches: tuple[tuple[Layout, Tensor], ...]
+    prompts: tuple[tuple[int, ...], ...]
+    gamma: int
+    max_response_tokens: int
+
+    @torch.no_grad()
+    def score(self, pair: Pair) -> Score:
+        """Teacher-forced metrics of the student."""
+        was_training = pair.student.training
+        pair.student.eval()
+        alphas: list[list[float]] = []
+        agreements: list[Tensor] = []
+        for layout, teacher_states in self.batches:
+            found = overlaps(pair, layout, teacher_states)
+            agreements.append(found.agreement)
+            for sequence in layout.sequence_ids.unique().tolist():
+                alphas.append(found.alpha[layout.sequence_ids == sequence].tolist())
+        pair.student.train(was_training)
+        flat = [value for sequence in alphas for value in sequence]
+        return Score(
+            alpha=sum(flat) / len(flat),
+            alpha_se=clustered_se(alphas),
+            agreement=float(torch.cat(agreements).mean()),
+            tau=expected_tau(alphas, self.gamma),
+            n_positions=len(flat),
+        )
+
+    def probe(self, pair: Pair, n_prompts: int, generator: torch.Generator) -> Probe:
+        """Decode the first prompts speculatively at temperature 1, with the drafter as it will be used."""
+        was_training = pair.student.training
+        pair.student.eval()
+        done = generate(
+            pair.teacher,
+            ModelDrafter(pair.student, pair.draft_vocabulary),
+            self.prompts[:n_prompts],
+            gamma=self.gamma,
+            temperature=1.0,
+            max_new_tokens=self.max_response_tokens,
+            generator=generator,
+        )
+        pair.student.train(was_training)
+        alphas = [[value for step in steps for value in step.overlap] for steps in done.steps]
+        flat = [value for sequence in alphas for value in sequence]
+        n_calls = sum(len(steps) for steps in done.steps)
+        return Probe(
+            alpha=sum(flat) / max(1, len(flat)),
+            alpha_se=clustered_se([values for values in alphas if values]),
+            tau=sum(map(len, done.token_ids)) / max(1, n_calls),
+            n_examined=len(flat),
+        )
+
+
+def make_validation(materials: Materials, gamma: int) -> Validation:
+    """Lay out the teacher's responses to the validation prompts and run the teacher over them."""
+    responses = materials.responses("validation")
+    prompts = [prompt for prompt in materials.validation if responses[prompt.id]]
+    rows = [row_of(materials, prompt.input_ids, responses[prompt.id]) for prompt in prompts]
+    batches = []
+    for begin in range(0, len(rows), BATCH):
+        layout = lay_out(rows[begin : begin + BATCH], packed=False, device=materials.device)
+        with torch.no_grad():
+            batches.append((layout, states(materials.teacher, layout)))
+    return Validation(
+        tuple(batches),
+        tuple(prompt.input_ids for prompt in prompts),
+        gamma,
+        materials.config.data.max_response_tokens,
+    )
+
+
+def expected_tau(alphas: Sequence[Sequence[float]], gamma: int) -> float:
+    """Mean over positions of 1 + sum_{j=1..gamma} prod_{i=1..j} alpha_{t+i-1}, windows ending with a sequence.
+
+    Only positions with a whole window count: those nearer to the end draft less.
+    """
+    taus = []
+    for sequence in alphas:
+        for begin in range(len(sequence) - gamma + 1):
+            product, tau = 1.0, 1.0
+            for alpha in sequence[begin : begin + gamma]:
+                product *= alpha
+                tau += product
+            taus.append(tau)
+    return sum(taus) / len(taus) if taus else 1.0
+
+
+def clustered_se(values: Sequence[Sequence[float]]) -> float:
+    """Standard error of the pooled mean where the values of one sequence depend on each other.
+
+    Linearised ratio estimator: sqrt(m / (m - 1) * sum_s (sum of residuals of s)^2) / N, for m sequences.
+    """
+    n = sum(map(len, values))
+    if len(values) < 2 or not n:
+        return 0.0
+    mean = sum(map(sum, values)) / n
+    residuals = [sum(sequence) - mean * len(sequence) for sequence in values]
+    m = len(values)
+    return (m / (m - 1) * sum(residual**2 for residual in residuals)) ** 0.5 / n
+
+
+def disagreement(score: Score, probe: Probe) -> str | None:
+    """A warning where teacher-forced and decoded acceptance differ by more than noise, else None."""
+    noise = (score.alpha_se**2 + probe.alpha_se**2) ** 0.5
+    if abs(score.alpha - probe.alpha) <= max(3 * noise, 0.02):
+        return None
+    return (
+        f"teacher-forced alpha {score.alpha:.3f} and alpha in real decoding {probe.alpha:.3f} differ by more than "
+        f"three standard errors ({noise:.3f}): compare the data's template, lengths and temperature with decoding's"
+    )
+
+
+def as_fields(score: Score, probe: Probe | None) -> dict[str, float]:
+    """Both as flat fields of train.jsonl."""
+    extra = {} if probe is None else {f"probe_{name}": value for name, value in asdict(probe).items()}
+    return {**asdict(score), **extra}
+
+
+def row_of(materials: Materials, prompt: tuple[int, ...], response: tuple[int, ...]) -> Row:
+    """The row of one prompt and one response."""
+    if materials.teacher.config.is_encoder_decoder:
+        from specalign.models.properties import decoder_start_id
+
+        return Row((decoder_start_id(materials.teacher), *response), 1, (), prompt)
+    return Row(prompt + response, len(prompt))

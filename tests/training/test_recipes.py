@@ -1,0 +1,120 @@
+"""Recipes: precedence, presets, and every shipped file."""
+
+from pathlib import Path
+
+import pytest
+
+from specalign.errors import UserError
+from specalign.training.cli import configs
+from specalign.training.config import PRESETS, TrainConfig, check, resolve
+from specalign.training.loop import build_objective
+
+RECIPES = sorted((Path(__file__).parents[2] / "training").glob("*.toml"))
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_every_shipped_recipe_loads_and_opens_with_its_command(path: Path) -> None:
+    found = configs(["--recipe", str(path)])
+    for config in found:
+        build_objective(config.objective)
+    first, duration, result = path.read_text().splitlines()[:3]
+    assert first.startswith(f"# specalign-train --recipe training/{path.name}")
+    assert duration.startswith("# Duration: ")
+    assert result.startswith("# Result: ")
+
+
+def test_recipes_are_there() -> None:
+    assert {path.stem for path in RECIPES} >= {"sft", "gkd", "distillspec", "contrastive", "demo"}
+
+
+@pytest.mark.parametrize("name", ["sft", "gkd", "distillspec", "contrastive"])
+def test_the_seed_pair_is_as_specified(name: str) -> None:
+    (config,) = configs(["--recipe", str(next(path for path in RECIPES if path.stem == name))])
+    assert config.method == name
+    assert config.student.model == "Qwen/Qwen2.5-0.5B-Instruct"
+    assert config.teacher.model == "Qwen/Qwen2.5-1.5B-Instruct"
+    assert config.data.source == "cnn_dailymail"
+    assert config.rollout.k_max == 4
+    assert config.optimiser.lr == 2e-4
+    assert config.optimiser.accumulation == 16
+    assert config.budget.steps == 2000
+    assert config.data.max_prompt_tokens == 512
+    assert config.attn == "flash_attention_2"
+    if name in ("gkd", "distillspec"):
+        assert config.objective.hyper == {"temperature": 1.0}
+
+
+def test_flag_over_file_over_preset_over_default(tmp_path: Path) -> None:
+    path = write(tmp_path, 'method = "distillspec"\n[rollout]\nk_max = 7\nstyle = "branches"\n')
+    (config,) = configs(["--recipe", str(path), "--rollout.k-max", "9"])
+    assert config.method == "distillspec"
+    assert config.rollout.k_max == 9  # flag
+    assert config.rollout.style == "branches"  # file, the preset says "full"
+    assert config.rollout.source == "mixed"  # preset
+    assert config.rollout.branches == TrainConfig().rollout.branches  # default
+
+
+def test_the_method_on_the_line_chooses_the_preset(tmp_path: Path) -> None:
+    path = write(tmp_path, 'method = "distillspec"\nseed = 3\n')
+    (config,) = configs(["--recipe", str(path), "--method=sft"])
+    assert (config.method, config.rollout.source, config.seed) == ("sft", "ground_truth", 3)
+    assert config.objective.weights == {"cross_entropy": 1.0}
+
+
+def test_a_method_alone_suffices() -> None:
+    (config,) = configs(["--method", "gkd"])
+    assert (config.teacher.model, config.data.source) == ("builtin:smollm2", "builtin:docstrings")
+
+
+def test_compare_gives_each_method_its_preset_and_folder() -> None:
+    words = ["--compare", "untrained", "sft", "gkd", "--output", "runs/x", "--optimiser.lr", "0.5"]
+    found = configs(words)
+    assert [config.method for config in found] == ["untrained", "sft", "gkd"]
+    assert [config.output for config in found] == [
+        Path("runs/x") / name for name in ("untrained", "sft", "gkd")
+    ]
+    assert [config.student.start for config in found] == ["slice", "aligned", "aligned"]
+    assert {config.optimiser.lr for config in found} == {0.5}
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_presets_are_valid(method: str) -> None:
+    config = resolve(TrainConfig(), None, method)
+    check(config)
+    build_objective(config.objective)
+
+
+def test_hyper_parameters_become_the_kind_that_the_loss_expects() -> None:
+    (config,) = configs(["--method", "contrastive", "--objective.hyper", "top_k=4", "rest=0"])
+    ((_, _, hyper),) = build_objective(config.objective).terms
+    assert hyper == {"top_k": 4, "rest": False}
+    assert isinstance(hyper["top_k"], int)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "gdk"], "unknown method 'gdk'; did you mean 'gkd'"),
+        (["--optimiser.batch", "0"], "optimiser.batch must be positive"),
+        (["--rollout.student-fraction", "1.5"], "student_fraction must lie in 0..1"),
+        (["--budget.steps", "0"], "no budget"),
+        (["--method", "aligned", "--student.model", "x/y"], "needs a slice"),
+        (["--optimizer.lr", "1"], "did you mean --optimiser.lr"),
+        (["--recipe", "nowhere.toml"], "no such file: nowhere.toml"),
+    ],
+)
+def test_mistakes_on_the_line_are_named(words: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message.replace("'", ".")):
+        configs(words)
+
+
+def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "[optimiser]\nlearning_rate = 1.0\n")
+    with pytest.raises(UserError, match=r"unknown key 'optimiser.learning_rate'"):
+        configs(["--recipe", str(path)])

@@ -1,0 +1,106 @@
+"""A packed row gives each branch exactly what a row of its own would give it."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from specalign.losses import objective
+from specalign.training.rows import Branch, Row, lay_out
+from specalign.training.scoring import Pair, can_pack, per_token_loss
+
+SIZE: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+}
+GEMMA = {**SIZE, "head_dim": 8, "sliding_window": 5}
+MODELS: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaForCausalLM, LlamaConfig(**SIZE)),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config(**SIZE)),
+    "mistral": (MistralForCausalLM, MistralConfig(**SIZE, sliding_window=5)),
+    "gemma2": (Gemma2ForCausalLM, Gemma2Config(**GEMMA)),
+    "gemma3": (Gemma3ForCausalLM, Gemma3TextConfig(**GEMMA)),
+}
+PROMPT = (3, 4, 5, 6, 7, 8, 9)
+ROWS = [
+    Row(
+        (*PROMPT, 10, 11, 12, 2), 7, (Branch(7, (13, 14, 15)), Branch(9, (16,)), Branch(10, (17, 18))), (), True
+    ),
+    Row((5, 6, 7, 20, 21), 3),
+    Row((8, 9), 2, (Branch(2, (22, 23, 24, 25)),), (), True),
+]
+
+
+def build(name: str, attn: str, seed: int) -> PreTrainedModel:
+    kind, config = MODELS[name]
+    torch.manual_seed(seed)
+    model = kind._from_config(config, attn_implementation=attn).double().eval()
+    assert model.config._attn_implementation == attn
+    return model
+
+
+def loss_and_gradients(pair: Pair, packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    layout = lay_out(ROWS, packed=packed)
+    losses = per_token_loss(pair, layout, objective({"forward_kl": 1.0}))
+    gradients = torch.autograd.grad(losses.sum(), list(pair.student.parameters()))
+    return losses.detach(), list(gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "attn"),
+    [(name, attn) for name in MODELS for attn in ("sdpa", "eager") if (name, attn) != ("gemma2", "sdpa")],
+)
+def test_packed_rows_score_like_separate_rows(name: str, attn: str) -> None:
+    pair = Pair(build(name, attn, 0), build(name, attn, 1), n_tokens=38)
+    assert can_pack(pair.student)
+    packed, packed_gradients = loss_and_gradients(pair, packed=True)
+    separate, separate_gradients = loss_and_gradients(pair, packed=False)
+    # Norms and rotary angles are float32 inside these float64 models, hence not 1e-12.
+    torch.testing.assert_close(packed, separate, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(packed_gradients, separate_gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=2e-6)
+
+
+def test_packing_reads_each_trunk_once() -> None:
+    packed, separate = lay_out(ROWS, packed=True), lay_out(ROWS, packed=False)
+    assert packed.n_tokens == separate.n_tokens == sum(row.n_tokens for row in ROWS) == 12
+    assert torch.equal(packed.labels, separate.labels)
+    assert len(packed.input_ids) == 3
+    assert len(separate.input_ids) == 5
+
+
+def test_a_branch_off_the_end_of_its_trunk_needs_no_mask() -> None:
+    assert lay_out(ROWS[1:], packed=True).visible is None
+    assert lay_out(ROWS, packed=False).visible is None
+
+
+def test_packing_is_refused_where_it_would_be_wrong() -> None:
+    model = build("llama", "sdpa", 0)
+    model.config._attn_implementation = "flash_attention_2"
+    assert not can_pack(model)
+
+
+def test_sequences_are_told_apart() -> None:
+    ids = lay_out(ROWS, packed=True).sequence_ids.tolist()
+    runs = [ids[0]] + [b for a, b in itertools.pairwise(ids) if a != b]
+    assert len(runs) == len(set(runs)) == 5
