@@ -1,0 +1,212 @@
+"""Sampled speculative output follows the target's distribution; wrong rules are caught by the same test.
+
+The joint distribution of the first three tokens over a vocabulary of five is computed exactly, without a cache,
+and compared with thousands of generations by a chi-square test. Seeds are fixed, so the outcome is too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specalign.decoding import RULES, Drafter, ModelDrafter, PromptLookup, generate
+from specalign.decoding.sampling import Sampling, probabilities, sample
+from specalign.decoding.verification import Verdict, token
+
+Build = Callable[..., PreTrainedModel]
+Logits = Callable[..., Tensor]
+VOCAB, N_TOKENS, N_SAMPLES = 5, 3, 4000
+PROMPT = [3, 1, 4, 1]
+PLAIN = Sampling(temperature=1.0)
+FILTERED = Sampling(temperature=0.8, top_k=4, top_p=0.9)
+
+
+@pytest.fixture(scope="module")
+def target(build: Build) -> PreTrainedModel:
+    return build("llama", vocab=VOCAB, scale=6.0)
+
+
+@pytest.fixture(scope="module")
+def drafter(build: Build) -> PreTrainedModel:
+    return build("llama", 3, vocab=VOCAB, scale=6.0)
+
+
+def exact_joint(
+    target: PreTrainedModel, next_logits: Logits, sampling: Sampling
+) -> dict[tuple[int, ...], float]:
+    """Probability of every sequence of N_TOKENS tokens."""
+    joint: dict[tuple[int, ...], float] = {(): 1.0}
+    for _ in range(N_TOKENS):
+        longer: dict[tuple[int, ...], float] = {}
+        for sequence, mass in joint.items():
+            p = probabilities(next_logits(target, PROMPT, list(sequence)), sampling).tolist()
+            longer |= {(*sequence, token_id): mass * p[token_id] for token_id in range(VOCAB)}
+        joint = longer
+    return joint
+
+
+def drawn(
+    target: PreTrainedModel, drafter: Drafter, sampling: Sampling, gamma: int
+) -> Counter[tuple[int, ...]]:
+    """Counts of N_SAMPLES speculative generations."""
+    result = generate(
+        target,
+        drafter,
+        [PROMPT] * N_SAMPLES,
+        gamma=gamma,
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        max_new_tokens=N_TOKENS,
+        eos=(),
+        generator=torch.Generator().manual_seed(11),
+    )
+    return Counter(map(tuple, result.token_ids))
+
+
+def chi_square(counts: Counter[tuple[int, ...]], joint: dict[tuple[int, ...], float]) -> float:
+    """p-value of the counts under ``joint``; cells expected less than five times are one cell."""
+    assert not [sequence for sequence in counts if joint[sequence] == 0], "an impossible sequence was drawn"
+    expected = np.array([N_SAMPLES * joint[sequence] for sequence in joint])
+    observed = np.array([counts[sequence] for sequence in joint])
+    rare = expected < 5
+    expected = np.append(expected[~rare], expected[rare].sum())
+    observed = np.append(observed[~rare], observed[rare].sum())
+    kept = expected > 0
+    return float(stats.chisquare(observed[kept], expected[kept]).pvalue)
+
+
+def even_ids(model: PreTrainedModel) -> ModelDrafter:
+    return ModelDrafter(model, torch.tensor([0, 2, 4]))
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, FILTERED], ids=["plain", "filtered"])
+@pytest.mark.parametrize("gamma", [1, 3])
+@pytest.mark.parametrize(
+    "make", [ModelDrafter, even_ids, lambda _model: PromptLookup()], ids=["model", "trimmed", "lookup"]
+)
+def test_output_follows_the_target(
+    target: PreTrainedModel,
+    drafter: PreTrainedModel,
+    next_logits: Logits,
+    make: Callable[[PreTrainedModel], Drafter],
+    gamma: int,
+    sampling: Sampling,
+) -> None:
+    joint = exact_joint(target, next_logits, sampling)
+    assert chi_square(drawn(target, make(drafter), sampling, gamma), joint) > 1e-3
+
+
+def no_residual(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+    """Wrong: the token after a rejection comes from p, not from the residual."""
+    accepted, _ = token(p, q, drafted, generator)
+    return accepted, sample(p[accepted], generator)
+
+
+def always_accept(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+    """Wrong: every draft stays."""
+    return torch.tensor(len(drafted)), sample(p[-1], generator)
+
+
+def shifted(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+    """Wrong: each draft is judged by the target's distribution one position later."""
+    accepted, _ = token(torch.cat([p[1:], p[-1:]]), q, drafted, generator)
+    return accepted, sample(p[accepted], generator)
+
+
+def filtered_residual(
+    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None
+) -> Verdict:
+    """Wrong: the residual loses its tail once more."""
+    accepted, own = token(p, q, drafted, generator)
+    residual = (p[accepted] - torch.cat([q, torch.zeros_like(p[:1])])[accepted]).clamp(min=0)
+    return accepted, residual.argmax() if accepted < len(drafted) else own
+
+
+@pytest.mark.parametrize("wrong", [no_residual, always_accept, shifted, filtered_residual])
+def test_a_wrong_rule_is_caught(
+    target: PreTrainedModel,
+    drafter: PreTrainedModel,
+    next_logits: Logits,
+    wrong: Callable[..., Verdict],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RULES, "token", wrong)
+    counts = drawn(target, ModelDrafter(drafter), PLAIN, 2)
+    assert chi_square(counts, exact_joint(target, next_logits, PLAIN)) < 1e-9
+
+
+def test_a_drafter_that_filters_less_than_the_target_is_caught(
+    target: PreTrainedModel, drafter: PreTrainedModel, next_logits: Logits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: drafts come from the filtered q, but are judged by the unfiltered one."""
+
+    def unfiltered(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+        return token(p, q.sqrt() / q.sqrt().sum(-1, keepdim=True), drafted, generator)
+
+    monkeypatch.setitem(RULES, "token", unfiltered)
+    counts = drawn(target, ModelDrafter(drafter), FILTERED, 2)
+    assert chi_square(counts, exact_joint(target, next_logits, FILTERED)) < 1e-9
+
+
+def test_expected_and_counted_acceptance_agree(target: PreTrainedModel, drafter: PreTrainedModel) -> None:
+    """The mean of sum min(p, q) over examined positions is the acceptance rate, within sampling noise."""
+    result = generate(
+        target,
+        ModelDrafter(drafter),
+        [PROMPT] * N_SAMPLES,
+        gamma=3,
+        temperature=1.0,
+        max_new_tokens=8,
+        eos=(),
+        generator=torch.Generator().manual_seed(5),
+    )
+    steps = [step for row in result.steps for step in row]
+    n = sum(step.n_examined for step in steps)
+    counted = sum(step.n_accepted for step in steps) / n
+    expected = sum(sum(step.overlap) for step in steps) / n
+    assert abs(counted - expected) < 4 * (0.25 / n) ** 0.5
+
+
+def test_equal_distributions_leave_nothing_to_reject() -> None:
+    p = torch.softmax(torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(0)), -1)
+    for seed in range(50):
+        generator = torch.Generator().manual_seed(seed)
+        accepted, own = token(p, p[:3], sample(p[:3], generator), generator)
+        assert accepted == 3
+        assert 0 <= own < VOCAB
+
+
+def test_no_residual_mass_falls_back_to_p() -> None:
+    """p = q but for rounding: a rejection that rounding caused must still yield a token of p."""
+    p = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
+    q = torch.tensor([[1e-9, 1.0]])
+    accepted, own = token(p, q, torch.tensor([0]), torch.Generator().manual_seed(0))
+    assert accepted == 0
+    assert own == 1
+
+
+def test_sampling_never_draws_what_has_no_probability() -> None:
+    p = torch.tensor([0.0, 0.3, 0.0, 0.7, 0.0]).expand(20000, -1)
+    ids = sample(p, torch.Generator().manual_seed(0))
+    assert set(ids.tolist()) == {1, 3}
+    assert abs((ids == 3).double().mean() - 0.7) < 4 * (0.21 / 20000) ** 0.5
+
+
+def test_probabilities_filter_in_the_stated_order() -> None:
+    logits = torch.log(torch.tensor([0.4, 0.3, 0.2, 0.1]))
+    assert probabilities(logits, Sampling(0.0)).tolist() == [1, 0, 0, 0]
+    two = probabilities(logits, Sampling(1.0, top_k=2))
+    torch.testing.assert_close(two, torch.tensor([4 / 7, 3 / 7, 0, 0]))
+    nucleus = probabilities(logits, Sampling(1.0, top_p=0.65))
+    torch.testing.assert_close(nucleus, torch.tensor([4 / 7, 3 / 7, 0, 0]))
+    warm = probabilities(logits, Sampling(2.0))
+    roots = torch.tensor([0.4, 0.3, 0.2, 0.1]).sqrt()
+    torch.testing.assert_close(warm, roots / roots.sum())

@@ -1,0 +1,83 @@
+"""Prompt lookup copies what it has seen; divergences are told apart; caches roll back by subtraction."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from specalign.decoding.cache import RowCache
+from specalign.decoding.divergence import classify_divergence, first_difference
+from specalign.decoding.drafters import lookup
+from specalign.decoding.session import Session, shared_prefixes
+from specalign.models.heads import head_of
+
+Build = Callable[..., PreTrainedModel]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ([1, 2, 3, 9, 1, 2, 3], [9, 1, 2, 3]),  # the longest suffix wins
+        ([2, 7, 1, 2, 8, 5, 2], [8, 5, 2]),  # of equal ones the latest
+        ([1, 2, 3, 4], []),  # nothing seen before
+        ([5, 5, 5], [5]),  # an occurrence may overlap the suffix
+        ([4], []),
+    ],
+)
+def test_lookup(text: list[int], found: list[int]) -> None:
+    assert lookup(text, 3) == found
+
+
+def test_lookup_is_bounded_by_its_longest_ngram() -> None:
+    assert lookup([1, 2, 8, 3, 2, 9, 1, 2], max_ngram=2) == [8, 3, 2, 9, 1, 2]
+    assert lookup([1, 2, 8, 3, 2, 9, 1, 2], max_ngram=1) == [9, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "place"), [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1], [1, 2], 1), ([], [4], 0)]
+)
+def test_first_difference(ours: list[int], theirs: list[int], place: int | None) -> None:
+    assert first_difference(ours, theirs) == place
+
+
+def test_a_tie_is_told_from_a_defect(build: Build, next_logits: Callable[..., torch.Tensor]) -> None:
+    target, prompt = build("llama"), [5, 9, 31, 7]
+    logits = next_logits(target, prompt, [])
+    best, second = logits.topk(2).indices.tolist()
+    gap = float(logits[best] - logits[second])
+    assert classify_divergence(target, prompt, [best], [best]) == "none"
+    assert classify_divergence(target, prompt, [best], [second], tolerance=1.01 * gap) == "tie"
+    assert classify_divergence(target, prompt, [best], [second], tolerance=0.99 * gap) == "unexplained"
+    assert classify_divergence(target, prompt, [best], [best, second], tolerance=1e9) == "unexplained"
+
+
+def test_shared_prefixes_keep_the_longest_of_each_kind() -> None:
+    hosts, owner = shared_prefixes([[1, 2], [1, 2, 3], [4], [1, 2, 3], [1, 3]])
+    assert sorted(hosts) == [[1, 2, 3], [1, 3], [4]]
+    assert [hosts[number][:2] for number in owner] == [[1, 2], [1, 2], [4], [1, 2], [1, 3]]
+
+
+def test_logits_after_a_rollback_are_those_of_the_shorter_text(build: Build, family: str) -> None:
+    """Rows of different lengths, rolled back by different amounts; encoder-decoder models have one row."""
+    model = build(family)
+    prompts = [[5, 9, 31, 7, 8]] if family == "t5" else [[5, 9, 31, 7, 8], [3, 8, 20]]
+    with torch.inference_mode():
+        session = Session.start(model, head_of(model), prompts, 12)
+        before = list(session.lengths)
+        ids = torch.tensor([[4, 6, 11, 2]] * len(prompts))
+        first = session.extend(ids)
+        session.rollback([length + keep for length, keep in zip(before, (3, 1), strict=False)])
+        again = session.extend(torch.tensor([[2], [6]][: len(prompts)]))
+    torch.testing.assert_close(again[0, 0], first[0, 3], rtol=0, atol=1e-12)
+    if len(prompts) > 1:
+        torch.testing.assert_close(again[1, 0], first[1, 1], rtol=0, atol=1e-12)
+
+
+def test_the_cache_refuses_what_it_cannot_hold() -> None:
+    cache = RowCache(n_layers=1, n_rows=1, capacity=3)
+    cache.begin(3, torch.device("cpu"))
+    with pytest.raises(ValueError, match="holds 3 positions, 4 are needed"):
+        cache.begin(4, torch.device("cpu"))
