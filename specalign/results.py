@@ -153,6 +153,10 @@ class SummaryRow:
     decode_speedup: Interval | None
     """The same over decode seconds alone."""
     time: TimeSplit
+    latency_p50_ms: float | None = None
+    """Median over decoded tokens of the milliseconds of the step that emitted it over the step's tokens."""
+    latency_p95_ms: float | None = None
+    """95th percentile of the same."""
     alpha_expected: Interval | None = None
     """Mean over examined positions of sum_v min(p, q)."""
     alpha_counted: Interval | None = None
@@ -161,6 +165,8 @@ class SummaryRow:
     """Accepted over drafted (vLLM's figure)."""
     tau: Interval | None = None
     """Block efficiency: emitted tokens per target call, bonus token included, pooled."""
+    tau_by_request: float | None = None
+    """The same as a mean over generations of each one's own tokens per target call."""
     acceptance_by_position: list[float | None] = field(default_factory=list)
     """Accepted over examined at draft position 1..gamma."""
     survival_by_position: list[float | None] = field(default_factory=list)

@@ -9,13 +9,12 @@ from specalign.benchmarks.config import LOOKUP, TARGET
 from specalign.benchmarks.cost_model import (
     StepCosts,
     break_even_alpha,
-    speedup,
-    tokens_from_survival,
+    predicted_speedup,
 )
 from specalign.metrics import acceptance
 from specalign.metrics.rouge import mean_rouge
 from specalign.metrics.statistics import ratio_interval, ratio_of_ratios_interval
-from specalign.metrics.timing import median_step_s, time_split
+from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
 from specalign.results import GenerationRecord, Interval, Rouge, StepTrace, SummaryRow, TimeSplit
 
 Group = tuple[str, float, int]
@@ -51,6 +50,7 @@ def _row(
     first = records[0]
     seconds, tokens = _per_prompt(good, "wall_s"), _tokens(good)
     different = [ours.order for ours, _ in divergent([*good, *plain])] if method != TARGET else []
+    p50, p95 = latency_percentiles_ms(_traces(good), (50, 95))
     n_ties = sum(ties.get(order, False) for order in different)
     common = {
         "method": method,
@@ -68,6 +68,8 @@ def _row(
         "decode_speedup": _speedup(good, plain, "decode_s"),
         "time": time_split(good) if good else TimeSplit(0.0, 0.0, 0.0, 0.0),
         "rouge_vs_reference": _rouge(good, {record.order: record.reference for record in good}),
+        "latency_p50_ms": p50,
+        "latency_p95_ms": p95,
         "n_tie_divergences": n_ties,
         "n_unexplained_divergences": len(different) - n_ties,
     }
@@ -88,6 +90,7 @@ def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, ob
         "tau": ratio_interval(
             [acceptance.n_emitted(own) for own in by_prompt], [acceptance.n_steps(own) for own in by_prompt]
         ),
+        "tau_by_request": acceptance.tau_by_request(traces),
         "acceptance_by_position": acceptance.acceptance_by_position(traces, gamma),
         "survival_by_position": acceptance.survival_by_position(traces, gamma),
         "accepted_histogram": acceptance.accepted_histogram(traces, gamma),
@@ -112,15 +115,19 @@ def _costs(
     records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], gamma: int
 ) -> dict[str, object]:
     """Cost model from medians over full drafts; empty where there were none (prompt lookup drafts what it finds)."""
-    costs = step_costs(_traces(records), _traces([record for record in plain if record.status == "ok"]), gamma)
+    traces = _traces(records)
+    plain_traces = _traces([record for record in plain if record.status == "ok"])
+    costs = step_costs(traces, plain_traces, gamma)
     if costs is None:
         return {}
-    survival = acceptance.survival_by_position(_traces(records), gamma)
+    survival = acceptance.survival_by_position(traces, gamma)
     return {
         "c": costs.c,
         "verify_ratio": costs.verify_ratio,
         "break_even_alpha": break_even_alpha(costs),
-        "predicted_speedup": speedup(tokens_from_survival(survival), costs),
+        "predicted_speedup": predicted_speedup(
+            survival, step_costs_by_draft(traces), step_costs_by_draft(plain_traces)[0][1]
+        ),
     }
 
 
@@ -153,7 +160,11 @@ def _speedup(records: list[GenerationRecord], plain: list[GenerationRecord], col
 
 
 def _rouge(records: Sequence[GenerationRecord], references: Mapping[int, str]) -> Rouge | None:
-    return mean_rouge([record.text for record in records], [references[record.order] for record in records])
+    return mean_rouge(
+        [record.text for record in records],
+        [references[record.order] for record in records],
+        [record.prompt_id for record in records],
+    )
 
 
 def _per_prompt(records: Iterable[GenerationRecord], column: str) -> dict[str, float]:

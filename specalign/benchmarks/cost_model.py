@@ -6,7 +6,7 @@ T_target(gamma + 1), overhead. Notation of Leviathan et al. 2023 (arXiv:2211.171
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scipy.optimize import brentq
@@ -58,6 +58,20 @@ def tokens_from_survival(survival: Sequence[float | None]) -> float:
 def speedup(tokens_per_step: float, costs: StepCosts) -> float:
     """Decode speed-up over plain decoding of a step that emits ``tokens_per_step`` tokens."""
     return tokens_per_step / costs.price
+
+
+def predicted_speedup(
+    survival: Sequence[float | None], steps: Mapping[int, tuple[int, float]], plain_step_s: float
+) -> float:
+    """Decode speed-up that the survival curve and the median step times give.
+
+    ``steps``: drafted tokens n -> (number of steps that drafted n, median seconds of one). A step that drafts n
+    tokens is expected to emit 1 + S_1 + ... + S_n; drafts are shorter than gamma at the end of an output and
+    where prompt lookup finds less. Tokens per second over the plain target's 1 / ``plain_step_s``.
+    """
+    tokens = sum(count * tokens_from_survival(survival[:n]) for n, (count, _) in steps.items())
+    seconds = sum(count * step_s for count, step_s in steps.values())
+    return tokens / seconds * plain_step_s
 
 
 def break_even_alpha(costs: StepCosts) -> float | None:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import hashlib
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
 from specalign.benchmarks.config import TARGET, BenchConfig
-from specalign.benchmarks.suite import Cell, Suite, cells, load_suite
+from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, load_suite
 from specalign.config import as_table
 from specalign.decoding import Generation, generate
 from specalign.decoding.divergence import classify_divergence
@@ -39,6 +41,8 @@ from specalign.results import (
 WARMUP_TOKENS = 8
 TIE_TOLERANCE = 1e-4
 """Logits closer than this are a tie: rounding decides between them."""
+FAILURES = (RuntimeError, ValueError)
+"""What may go wrong with one generation: memory runs out, a prompt fills the context."""
 IDENTITY = ("target", "data", "decoding", "drafter", "include", "seed", "device", "threads")
 """Fields of the config that make two runs the same run."""
 
@@ -46,10 +50,12 @@ IDENTITY = ("target", "data", "decoding", "drafter", "include", "seed", "device"
 def run(config: BenchConfig) -> BenchmarkResult:
     """Run, or go on with, the suite of ``config`` in its output folder; returns the complete result.
 
-    A complete run of the same config is returned as it is. Raises UserError where the folder holds another
-    run. On Ctrl-C the result is written with status "interrupted", and KeyboardInterrupt goes on.
+    A complete run of the same config and checkpoints is returned as it is. Raises UserError where the folder
+    holds another run. On Ctrl-C the result is written with status "interrupted" and the rows of what was made,
+    and KeyboardInterrupt goes on.
     """
-    before = _existing(config)
+    checkpoints = checkpoint_hashes(config)
+    before = _existing(config, checkpoints)
     if before is not None and before.status == "complete":
         print(f"{config.output} is complete already; --overwrite runs it again")
         return before
@@ -57,37 +63,36 @@ def run(config: BenchConfig) -> BenchmarkResult:
         torch.set_num_threads(config.threads)
     suite = load_suite(config)
     plan = cells(suite, config)
-    result = _opening(config, suite, len(plan))
+    result = _opening(config, suite, plan, checkpoints)
     path = config.output / RECORDS_FILE
-    _drop_broken_tail(path)
+    _prepare(config, before, result)
     write_result(config.output, result)
     try:
         _generate_all(suite, config, plan, path)
     except KeyboardInterrupt:
-        write_result(
-            config.output, _counted(dataclasses.replace(result, status="interrupted"), read_records(path))
-        )
+        write_result(config.output, _closing(dataclasses.replace(result, status="interrupted"), suite, path))
         raise
-    result = _closing(result, suite, path)
+    result = _closing(dataclasses.replace(result, status="complete"), suite, path)
     write_result(config.output, result)
     return result
 
 
-def _existing(config: BenchConfig) -> BenchmarkResult | None:
-    """The run in the output folder, if it is of the same config. Another one is refused, or removed if asked."""
+def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResult | None:
+    """The run in the output folder, if it is the same; None where there is none, or it is to be replaced."""
     folder = config.output
-    ours = (folder / RESULT_FILE, folder / RECORDS_FILE)
-    if config.overwrite:
-        for file in ours:
-            file.unlink(missing_ok=True)
-    if not ours[0].exists():
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another --output")
+    if not (folder / RESULT_FILE).exists():
         if folder.is_dir() and any(folder.iterdir()):
             raise UserError(f"{folder} exists and holds no benchmark run; choose another --output")
-        folder.mkdir(parents=True, exist_ok=True)
+        return None
+    if config.overwrite:
         return None
     result = read_result(folder)
     table = as_table(config)
     different = [key for key in IDENTITY if result.config.get(key) != table.get(key)]
+    recorded = result.provenance.get("checkpoints", {})
+    different += [f"the weights of {name}" for name, now in checkpoints.items() if recorded.get(name) != now]
     if different:
         raise UserError(
             f"{folder} holds another run (it differs in {', '.join(different)}); "
@@ -96,41 +101,68 @@ def _existing(config: BenchConfig) -> BenchmarkResult | None:
     return result
 
 
-def _opening(config: BenchConfig, suite: Suite, n_requested: int) -> BenchmarkResult:
+def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: BenchmarkResult) -> None:
+    """Make the folder ready: a new or replaced run starts without records, an interrupted one keeps its own."""
+    path = config.output / RECORDS_FILE
+    if before is None:
+        config.output.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    elif before.provenance.get("prompts_sha256") != result.provenance["prompts_sha256"]:
+        raise UserError(f"{config.output} was begun with other prompts: the data changed; --overwrite it")
+    else:
+        _drop_broken_tail(path)
+
+
+def _opening(
+    config: BenchConfig, suite: Suite, plan: list[Cell], checkpoints: dict[str, str]
+) -> BenchmarkResult:
     """What is known before the first generation."""
+    provenance = stamp(str(suite.target.device)) | _data_facts(suite)
+    provenance |= {
+        "dtype": str(suite.target.dtype),
+        "checkpoints": checkpoints,
+        "copy_bytes_per_s": copy_bytes_per_s(suite.target.device),
+    }
     return BenchmarkResult(
         status="running",
         suite=config.suite.stem if config.suite else "default",
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         config=as_table(config),
-        provenance=stamp(str(suite.target.device)) | _truncation(suite) | {"dtype": str(suite.target.dtype)},
+        provenance=provenance,
         metrics_version=METRICS_VERSION,
         target=suite.target_info,
         drafters=suite.drafter_infos,
-        n_requested=n_requested,
+        n_requested=len(plan),
         n_effective=0,
         n_failed=0,
     )
 
 
-def _truncation(suite: Suite) -> dict[str, Any]:
+def _data_facts(suite: Suite) -> dict[str, Any]:
     cut = [prompt.n_truncated for prompt in suite.prompts if prompt.n_truncated]
-    return {"n_prompts": len(suite.prompts), "n_truncated_prompts": len(cut), "n_truncated_tokens": sum(cut)}
+    return {
+        "n_prompts": len(suite.prompts),
+        "n_truncated_prompts": len(cut),
+        "n_truncated_tokens": sum(cut),
+        "prompts_sha256": hashlib.sha256(repr(suite.prompts).encode()).hexdigest(),
+    }
 
 
 def _closing(result: BenchmarkResult, suite: Suite, path: Path) -> BenchmarkResult:
+    """What the records come to."""
     records = list(read_records(path))
     place = {method: index for index, method in enumerate(suite.drafters)}
     rows = summarise(records, _judge_divergences(suite, records))
     rows.sort(key=lambda row: (row.temperature, place[row.method], row.gamma))
-    complete = dataclasses.replace(
+    statuses = [record.status for record in records]
+    return dataclasses.replace(
         result,
-        status="complete",
+        n_effective=statuses.count("ok"),
+        n_failed=statuses.count("failed"),
         rows=rows,
         checks=trust_checks(result, records, rows),
-        records_sha256=file_sha256(path),
+        records_sha256=file_sha256(path) if result.status == "complete" else "",
     )
-    return _counted(complete, records)
 
 
 def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[int, bool]:
@@ -145,18 +177,16 @@ def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[in
     }
 
 
-def _counted(result: BenchmarkResult, records: Iterable[GenerationRecord]) -> BenchmarkResult:
-    statuses = [record.status for record in records]
-    return dataclasses.replace(result, n_effective=statuses.count("ok"), n_failed=statuses.count("failed"))
-
-
 def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Path) -> None:
     """Make what is still missing, in the plan's order."""
     done = {_key(record) for record in read_records(path)}
     missing = [cell for cell in plan if cell.key not in done]
-    with progress_bar("warming up", len(suite.drafters)) as bar:
-        _warm_up(suite, config, missing, bar.advance)
-    with open(path, "a", encoding="utf-8") as file, progress_bar("decoding", len(plan)) as bar:
+    _warm_up(suite, config, missing)
+    with (
+        _frozen_heap(),
+        open(path, "a", encoding="utf-8") as file,
+        progress_bar("decoding", len(plan)) as bar,
+    ):
         bar.advance(len(done))
         for cell in missing:
             file.write(record_line(_generate_one(suite, config, cell)))
@@ -164,12 +194,17 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
             bar.advance()
 
 
-def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell], advance: Callable[[], None]) -> None:
-    """A short unrecorded generation by each method, at each temperature and gamma."""
+def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell]) -> None:
+    """A short unrecorded generation by each method, at each temperature and gamma.
+
+    Failures are left to the generations themselves, which record them.
+    """
     kinds = {(cell.method, cell.temperature, cell.gamma): cell for cell in missing}
-    for cell in kinds.values():
-        _decode(suite, config, cell, max_new_tokens=min(WARMUP_TOKENS, config.decoding.max_new_tokens))
-        advance()
+    with progress_bar("warming up", len(kinds)) as bar:
+        for cell in kinds.values():
+            with suppress(*FAILURES):
+                _decode(suite, config, cell, max_new_tokens=min(WARMUP_TOKENS, config.decoding.max_new_tokens))
+            bar.advance()
 
 
 def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRecord:
@@ -177,7 +212,7 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
     try:
         with _no_garbage_collection():
             done = _decode(suite, config, cell, max_new_tokens=config.decoding.max_new_tokens)
-    except (RuntimeError, ValueError) as error:  # out of memory, a prompt that fills the context
+    except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
         return _record(suite, config, cell, status="failed", error=reason[:500])
     (ids,) = done.token_ids
@@ -256,6 +291,17 @@ def _drop_broken_tail(path: Path) -> None:
     end = content.rfind(b"\n") + 1
     with open(path, "ab") as file:
         os.truncate(file.fileno(), end)
+
+
+@contextmanager
+def _frozen_heap() -> Iterator[None]:
+    """Let the collections between generations skip what was there before: the models and the libraries."""
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from specalign.models.load import (
 from specalign.models.properties import decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
-from specalign.provenance import weights_sha256
+from specalign.provenance import file_sha256, weights_sha256
 from specalign.results import ModelInfo
 
 
@@ -68,8 +68,11 @@ def load_suite(config: BenchConfig) -> Suite:
     dtype = resolve_dtype(config.target.dtype, device)
     named = named_drafters(config)
     tokenizer = load_tokenizer(config.target.model, trust_remote_code=config.target.trust_remote_code)
-    for path in named.values():  # before anything large is loaded
-        require_same_tokenizer(load_tokenizer(path), tokenizer)
+    for name, path in named.items():  # before anything large is loaded
+        try:
+            require_same_tokenizer(load_tokenizer(path), tokenizer)
+        except UserError as error:
+            raise UserError(f"drafter {name!r}: {error}") from None
     prompts = _load_prompts(config, tokenizer)
     with progress_bar("loading models", 1 + len(named)) as bar:
         target = load_model(
@@ -91,6 +94,16 @@ def load_suite(config: BenchConfig) -> Suite:
             infos.append(_drafter_info(name, path, model, vocabulary))
             bar.advance()
     return Suite(target, tokenizer, drafters, prompts, _model_info(TARGET, config.target.model, target), infos)
+
+
+def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:
+    """Method -> hash of its weights, for models that lie in a local folder or file."""
+    found = {}
+    for name, model in {TARGET: config.target.model, **named_drafters(config)}.items():
+        path = Path(resolve_model(model))
+        if path.exists():
+            found[name] = weights_sha256(path) if path.is_dir() else file_sha256(path)
+    return found
 
 
 def cells(suite: Suite, config: BenchConfig) -> list[Cell]:

@@ -32,6 +32,12 @@ def n_steps(traces: Iterable[StepTrace]) -> int:
     return sum(len(trace.n_emitted) for trace in traces)
 
 
+def tau_by_request(traces: Iterable[StepTrace]) -> float | None:
+    """Mean over generations of each one's own tokens per target call; None without steps."""
+    taus = [sum(trace.n_emitted) / len(trace.n_emitted) for trace in traces if trace.n_emitted]
+    return sum(taus) / len(taus) if taus else None
+
+
 def total_overlap(traces: Iterable[StepTrace]) -> float:
     """Sum over examined positions of sum_v min(p, q): the expected number of accepted tokens."""
     return sum(sum(step) for trace in traces for step in trace.overlap)
@@ -46,9 +52,13 @@ def acceptance_by_position(traces: Sequence[StepTrace], gamma: int) -> list[floa
 
 
 def survival_by_position(traces: Sequence[StepTrace], gamma: int) -> list[float | None]:
-    """Share of drafts of at least i tokens whose first i tokens were all accepted, i = 1..gamma."""
+    """Share of drafts of at least i tokens whose first i tokens were all accepted, i = 1..gamma.
+
+    A draft whose accepted end-of-sequence token ended the output before position i was not rejected: what would
+    have become of position i is not known, and the draft counts only up to its end.
+    """
     return [
-        _share(_count(traces, "n_accepted", place), _count(traces, "n_drafted", place))
+        _share(_count(traces, "n_accepted", place), _count_at_risk(traces, place))
         for place in range(1, gamma + 1)
     ]
 
@@ -64,6 +74,15 @@ def accepted_histogram(traces: Iterable[StepTrace], gamma: int) -> list[int]:
 
 def _count(traces: Iterable[StepTrace], column: str, at_least: int) -> int:
     return sum(value >= at_least for trace in traces for value in getattr(trace, column))
+
+
+def _count_at_risk(traces: Iterable[StepTrace], place: int) -> int:
+    """Drafts that reach ``place``, without those that an accepted end of sequence cut off before it."""
+    return sum(
+        drafted >= place and not examined == accepted < place
+        for trace in traces
+        for drafted, examined, accepted in zip(trace.n_drafted, trace.n_examined, trace.n_accepted, strict=True)
+    )
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from specalign.metrics.statistics import mean_interval
+from specalign.metrics.statistics import ratio_interval
 from specalign.results import Interval, Rouge
 
 KINDS = ("rouge1", "rouge2", "rougeL")
 
 
-def mean_rouge(outputs: Sequence[str], references: Sequence[str]) -> Rouge | None:
-    """Mean F1 of each output against its reference, with intervals over the pairs.
+def mean_rouge(outputs: Sequence[str], references: Sequence[str], prompts: Sequence[str]) -> Rouge | None:
+    """Mean F1 of each output against its reference, with intervals over prompts (ids, one an output).
 
-    Pairs with an empty reference are left out; None where no pair remains. An empty output scores 0.
+    Pairs with an empty reference are left out; None where no pair remains. An empty output scores 0. Outputs to
+    one prompt are resampled together.
     """
-    scores = [
-        _scorer().score(reference, output)
-        for output, reference in zip(outputs, references, strict=True)
-        if reference.strip()
-    ]
-    if not scores:
-        return None
-    means = {kind: mean_interval([score[kind].fmeasure for score in scores]) or Interval(0.0) for kind in KINDS}
-    return Rouge(means["rouge1"], means["rouge2"], means["rougeL"])
+    by_prompt: dict[str, list[dict[str, float]]] = defaultdict(list)
+    for output, reference, prompt in zip(outputs, references, prompts, strict=True):
+        if reference.strip():
+            score = _scorer().score(reference, output)
+            by_prompt[prompt].append({kind: score[kind].fmeasure for kind in KINDS})
+    means = [_mean(list(by_prompt.values()), kind) for kind in KINDS]
+    rouge1, rouge2, rouge_l = means
+    return Rouge(rouge1, rouge2, rouge_l) if rouge1 and rouge2 and rouge_l else None
+
+
+def _mean(by_prompt: Sequence[Sequence[dict[str, float]]], kind: str) -> Interval | None:
+    return ratio_interval([sum(s[kind] for s in own) for own in by_prompt], [len(own) for own in by_prompt])
 
 
 @functools.cache

@@ -39,11 +39,6 @@ def ratio_of_ratios_interval(
     return _interval(_ratio_of_ratios, (*baseline, *method), seed)
 
 
-def mean_interval(values: Sequence[float], *, seed: int = 0) -> Interval | None:
-    """The mean with its 95 % interval; None without values."""
-    return ratio_interval(values, [1.0] * len(values), seed=seed)
-
-
 def _ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
     return a.sum(axis) / b.sum(axis)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from statistics import mean, median
+
+import numpy as np
 
 from specalign.results import GenerationRecord, StepTrace, TimeSplit
 
@@ -28,6 +31,30 @@ def median_step_s(traces: Sequence[StepTrace], column: str, n_drafted: int) -> f
         if drafted == n_drafted
     ]
     return median(values) if values else None
+
+
+def latency_percentiles_ms(traces: Sequence[StepTrace], percentiles: Sequence[float]) -> list[float | None]:
+    """Percentiles over decoded tokens of their latency, in milliseconds.
+
+    A token's latency is the seconds of the step that emitted it divided by the tokens that the step emitted.
+    """
+    seconds, tokens = [], []
+    for trace in traces:
+        for *parts, emitted in zip(trace.draft_s, trace.verify_s, trace.rest_s, trace.n_emitted, strict=True):
+            seconds.append(sum(parts) / max(1, emitted))
+            tokens.append(emitted)
+    if not sum(tokens):
+        return [None] * len(percentiles)
+    return [float(1000 * value) for value in np.percentile(np.repeat(seconds, tokens), percentiles)]
+
+
+def step_costs_by_draft(traces: Sequence[StepTrace]) -> dict[int, tuple[int, float]]:
+    """Drafted tokens of a step -> (number of such steps, median seconds of one), ascending."""
+    found: dict[int, list[float]] = defaultdict(list)
+    for trace in traces:
+        for *parts, drafted in zip(trace.draft_s, trace.verify_s, trace.rest_s, trace.n_drafted, strict=True):
+            found[drafted].append(sum(parts))
+    return {drafted: (len(found[drafted]), median(found[drafted])) for drafted in sorted(found)}
 
 
 def _mean_step(traces: Sequence[StepTrace], column: str) -> float:
