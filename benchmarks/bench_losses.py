@@ -5,7 +5,8 @@
 Sizes are those of Qwen2.5-0.5B under Qwen2.5-1.5B: 151,936 ids, hidden 896 and 1,536, in float32, forward and
 backward to the student's hidden states and head weight. Memory is judged at 2,048 positions; values, gradients and
 time are compared with whole logits at 384, where they need 1.6 GB instead of 7 and each side can run twice, in
-turns (the faster run counts; all costs grow linearly with the positions). Peak memory is the high-water mark of
+turns (the faster run counts; all costs grow linearly with the positions). BENCH_POSITIONS=384 makes a quick run:
+the peak hardly depends on the number of positions, which is what chunks are for. Peak memory is the high-water mark of
 the resident set above its value just before the call, which the kernel counts (Linux only); it includes the
 gradients (545 MB for the head weight alone). ``extra_info`` of each case holds what its bar is about. The
 comparison with TRL's generalised JSD runs where trl is installed (extra ``peers``).
@@ -13,6 +14,7 @@ comparison with TRL's generalised JSD runs where trl is installed (extra ``peers
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -30,8 +32,8 @@ from specalign.models.heads import Head
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak resident set from /proc")
 
-N, C, D_STUDENT, D_TEACHER = 2048, 151_936, 896, 1536
-N_COMPARED = 384
+N, N_COMPARED = int(os.environ.get("BENCH_POSITIONS", "2048")), 384
+C, D_STUDENT, D_TEACHER = 151_936, 896, 1536
 PEAK_BAR_BYTES = 1.5e9
 TIME_BAR = 1.35
 GRADIENT_BAR = 1e-5
