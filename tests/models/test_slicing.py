@@ -1,0 +1,205 @@
+"""Slices are real checkpoints of the teacher's class; alignment is the least-squares fit that it claims to be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
+
+from specalign.errors import UserError
+from specalign.models.alignment import align_slice, n_passes
+from specalign.models.slicing import choose_layers, slice_layers
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 40,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 8,
+    "initializer_range": 0.4,
+    "pad_token_id": 0,
+}
+
+
+def llama(**changes: Any) -> PreTrainedModel:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**(SIZES | changes))).double().eval()
+
+
+def batches(n: int = 3, rows: int = 4, length: int = 20) -> list[tuple[Tensor, Tensor]]:
+    """Random token ids, the last rows padded."""
+    generator = torch.Generator().manual_seed(1)
+    made = []
+    for _ in range(n):
+        ids = torch.randint(1, 40, (rows, length), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[-1, length // 2 :] = 0
+        made.append((ids, mask))
+    return made
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "n_keep", "how", "chosen"),
+    [
+        (30, 4, "ends", (0, 1, 28, 29)),
+        (30, 3, "ends", (0, 1, 29)),
+        (30, 4, "even", (0, 10, 19, 29)),
+        (4, 4, "ends", (0, 1, 2, 3)),
+        (4, 2, "even", (0, 3)),
+    ],
+)
+def test_choose_layers(n_layers: int, n_keep: int, how: Any, chosen: tuple[int, ...]) -> None:
+    assert choose_layers(n_layers, n_keep, how) == chosen
+
+
+@pytest.mark.parametrize("n_keep", [0, 1, 31])
+def test_impossible_numbers_of_layers_are_refused(n_keep: int) -> None:
+    with pytest.raises(UserError, match="choose 2 to 30"):
+        choose_layers(30, n_keep)
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (1, 4), (0, 2, 2, 4), (4, 0), ()])
+def test_layers_must_rise_from_the_first_to_the_last(layers: tuple[int, ...]) -> None:
+    with pytest.raises(UserError, match="from 0 to 4"):
+        slice_layers(llama(), layers)
+
+
+def test_a_slice_of_everything_is_the_teacher() -> None:
+    teacher = llama(tie_word_embeddings=True)
+    whole = slice_layers(teacher, range(5))
+    ids = torch.tensor([[3, 8, 20, 7]])
+    assert torch.equal(whole(ids).logits, teacher(ids).logits)
+
+
+def test_a_slice_copies_the_chosen_layers_and_stays_tied(tmp_path: Path) -> None:
+    teacher = llama(tie_word_embeddings=True)
+    student = slice_layers(teacher, (0, 3, 4))
+    for place, layer in enumerate((0, 3, 4)):
+        ours, theirs = student.model.layers[place].state_dict(), teacher.model.layers[layer].state_dict()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert student.lm_head.weight is student.model.embed_tokens.weight
+    student.save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
+    ids = torch.tensor([[3, 8, 20, 7]])
+    assert torch.equal(loaded(ids).logits, student(ids).logits)
+    assert student(ids, use_cache=True).past_key_values.get_seq_length() == 4
+
+
+def test_layer_types_follow_their_layers() -> None:
+    types = ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    config = Gemma3TextConfig(**SIZES, layer_types=types, sliding_window=4)
+    student = slice_layers(Gemma3ForCausalLM(config).eval(), (0, 1, 4))
+    assert student.config.layer_types == ["sliding_attention", "full_attention", "full_attention"]
+    assert student(torch.tensor([[3, 8, 20, 7]])).logits.isfinite().all()
+
+
+def test_an_encoder_decoder_slice_cuts_the_decoder() -> None:
+    config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=4, num_heads=2)
+    teacher = T5ForConditionalGeneration(config).eval()
+    student = slice_layers(teacher, (0, 3))
+    assert len(student.encoder.block) == 4
+    assert len(student.decoder.block) == 2
+    start = torch.tensor([[0, 5]])
+    assert student(input_ids=torch.tensor([[3, 8]]), decoder_input_ids=start).logits.shape == (1, 2, 40)
+
+
+def test_alignment_recovers_a_planted_map() -> None:
+    """Skipped layers that do nothing and one damaged map: the fit must bring the teacher's map back."""
+    teacher = llama()
+    with torch.no_grad():
+        for layer in teacher.model.layers[2:4]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+    student = slice_layers(teacher, (0, 1, 4))
+    planted = teacher.model.layers[1].mlp.down_proj.weight
+    with torch.no_grad():
+        student.model.layers[1].mlp.down_proj.weight.mul_(-3)
+    refits = align_slice(student, teacher, (0, 1, 4), batches(), ridge=0.0)
+    torch.testing.assert_close(student.model.layers[1].mlp.down_proj.weight, planted, rtol=1e-6, atol=1e-8)
+    assert [refit.layer for refit in refits] == [1, 4]
+    assert refits[0].error_before > 0.1
+    assert refits[0].error_after < 1e-10
+
+
+def test_alignment_never_raises_the_error_and_touches_two_matrices() -> None:
+    teacher = llama()
+    student = slice_layers(teacher, (0, 1, 4))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    refits = align_slice(student, teacher, (0, 1, 4), batches(), ridge=1e-6)
+    assert all(refit.error_after < refit.error_before for refit in refits)
+    changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {f"model.layers.{place}.mlp.down_proj.weight" for place in (1, 2)}
+
+
+def test_alignment_is_the_weighted_ridge_solution() -> None:
+    """Against a direct solution for the first refitted layer."""
+    teacher, ridge = llama(), 1e-2
+    student = slice_layers(teacher, (0, 4))
+    inner, outer, target = [], [], []
+    for ids, mask in batches():
+        kept = mask.bool()
+        caught: dict[str, Tensor] = {}
+        layer = student.model.layers[0]
+        hooks = [
+            layer.mlp.down_proj.register_forward_hook(lambda _m, args, out: caught.update(a=args[0], d=out)),
+            layer.register_forward_hook(lambda _m, _args, out: caught.update(y=out)),
+            teacher.model.layers[3].register_forward_hook(lambda _m, _args, out: caught.update(t=out)),
+        ]
+        student(ids, attention_mask=mask)
+        teacher(ids, attention_mask=mask)
+        for hook in hooks:
+            hook.remove()
+        inner.append(caught["a"][kept])
+        outer.append((caught["t"] - caught["y"] + caught["d"])[kept])
+        target.append(caught["t"][kept].norm(dim=-1, keepdim=True))
+    scale = 1 / torch.cat(target)
+    a, b = torch.cat(inner) * scale, torch.cat(outer) * scale
+    gram = a.T @ a
+    expected = torch.linalg.solve(gram + ridge * gram.diagonal().mean() * torch.eye(len(gram)), a.T @ b).T
+    align_slice(student, teacher, (0, 4), batches(), ridge=ridge)
+    torch.testing.assert_close(student.model.layers[0].mlp.down_proj.weight, expected)
+
+
+def test_batching_does_not_change_the_fit() -> None:
+    teacher = llama()
+    one, many = slice_layers(teacher, (0, 4)), slice_layers(teacher, (0, 4))
+    data = batches()
+    align_slice(one, teacher, (0, 4), data)
+    align_slice(
+        many, teacher, (0, 4), [(ids[i : i + 1], mask[i : i + 1]) for ids, mask in data for i in range(4)]
+    )
+    for name, tensor in one.state_dict().items():
+        torch.testing.assert_close(tensor, many.state_dict()[name], rtol=1e-8, atol=1e-10)
+
+
+def test_an_unsliced_teacher_stays_unchanged() -> None:
+    teacher = llama()
+    student = slice_layers(teacher, range(5))
+    assert align_slice(student, teacher, range(5), batches()) == []
+    assert n_passes(range(5), 5) == 1
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(student.parameters(), teacher.parameters(), strict=True)
+    )
+
+
+def test_a_normalised_mlp_output_is_refused() -> None:
+    teacher = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES)).eval()
+    student = slice_layers(teacher, (0, 4))
+    with pytest.raises(UserError, match='use start = "slice"'):
+        align_slice(student, teacher, (0, 4), batches())
