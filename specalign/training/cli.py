@@ -59,14 +59,13 @@ def read_config(words: Sequence[str], method: str | None) -> TrainConfig:
 
 
 def peek(words: Sequence[str], flag: str) -> str | None:
-    """The value of ``flag`` on the line, before the whole line can be parsed."""
+    """The (last) value of ``flag`` on the line, before the whole line can be parsed."""
+    found = None
     for index, word in enumerate(words):
         name, equals, value = word.partition("=")
-        if name == flag:
-            if equals:
-                return value
-            return words[index + 1] if index + 1 < len(words) else None
-    return None
+        if name == flag and (equals or index + 1 < len(words)):
+            found = value if equals else words[index + 1]
+    return found
 
 
 def plot(words: Sequence[str]) -> None:

@@ -1,0 +1,162 @@
+"""The command: instant help, one line and exit code 2 for a user's mistake, 130 for Ctrl-C."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from specalign.config import write_config
+from specalign.errors import run_cli
+from specalign.training.cli import main
+from specalign.training.config import TrainConfig
+
+Tiny = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Run a config with flags; expects exit code 2 and returns the one line that is printed."""
+
+    def run(config: TrainConfig, *words: str) -> str:
+        recipe = tmp_path / "recipe.toml"
+        write_config(recipe, config)
+        code = run_cli("specalign-train", lambda: main(["--recipe", str(recipe), *words]))
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert code == 2
+        assert line.startswith("specalign-train: error: ")
+        return line
+
+    return run
+
+
+def test_help_is_instant() -> None:
+    begun = time.monotonic()
+    code = (
+        "import sys\nfrom specalign.training.cli import main\n"
+        "try:\n    main(['--help'])\nfinally:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "--rollout.k-max" in done.stdout
+    assert done.stdout.strip().endswith("False")
+    assert time.monotonic() - begun < 10  # on a loaded machine; about half a second on an idle one
+
+
+def test_an_unknown_recipe_key(tiny: Tiny, fails: Callable[..., str], tmp_path: Path) -> None:
+    bad = tmp_path / "bad.toml"
+    bad.write_text("[rollout]\nkmax = 3\n")
+    line = fails(tiny(), "--recipe", str(bad))
+    assert "unknown key 'rollout.kmax'; did you mean 'rollout.k_max'" in line
+
+
+def test_an_unknown_method(tiny: Tiny, fails: Callable[..., str]) -> None:
+    assert "'gkdd'" in fails(tiny(), "--method", "gkdd")
+
+
+def test_another_tokenizer(tiny: Tiny, fails: Callable[..., str], teacher_folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    tokenizer = AutoTokenizer.from_pretrained(teacher_folder)
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())
+    raw["model"]["vocab"] = {word: 62 - id_ for word, id_ in raw["model"]["vocab"].items()}
+    raw["added_tokens"] = []
+    tokenizer.save_pretrained(other)
+    (other / "tokenizer.json").write_text(json.dumps(raw))
+    (other / "config.json").write_text((teacher_folder / "config.json").read_text())
+    line = fails(tiny(student={"model": str(other)}))
+    assert "different tokenizers: id 0 is" in line
+
+
+def test_empty_data(tiny: Tiny, fails: Callable[..., str], tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    assert "is empty" in fails(tiny(), "--data.source", str(tmp_path / "empty.jsonl"))
+
+
+def test_a_missing_column(tiny: Tiny, fails: Callable[..., str]) -> None:
+    assert "no column 'article' (columns: document, reference)" in fails(tiny(), "--data.document", "article")
+
+
+def test_no_references(tiny: Tiny, fails: Callable[..., str], tmp_path: Path) -> None:
+    for split in ("train", "validation"):
+        (tmp_path / f"{split}.jsonl").write_text('{"document": "w1 w2"}\n')
+    assert "has no references" in fails(tiny("sft", data={"source": str(tmp_path)}))
+
+
+def test_a_device_that_is_not_there(tiny: Tiny, fails: Callable[..., str]) -> None:
+    assert "device 'cuda:7' asked for" in fails(tiny(), "--device", "cuda:7")
+
+
+def test_an_output_that_exists(tiny: Tiny, fails: Callable[..., str]) -> None:
+    config = tiny()
+    config.output.mkdir()
+    (config.output / "notes.txt").write_text("mine")
+    assert "is not a training run; choose another --output" in fails(config)
+
+
+def test_a_prompt_that_does_not_fit(tiny: Tiny, fails: Callable[..., str]) -> None:
+    assert "exceed the teacher's context of 64" in fails(tiny(), "--data.max-response-tokens", "60")
+
+
+def test_ctrl_c_is_130_and_a_rerun_goes_on(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from specalign.training import loop
+
+    config = tiny("sft")
+    recipe = tmp_path / "recipe.toml"
+    write_config(recipe, config)
+
+    def run() -> int:
+        return run_cli("specalign-train", lambda: main(["--recipe", str(recipe)]))
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "finish", interrupt)
+        assert run() == 130
+    assert run() == 0
+    assert "resuming after step 4" in capsys.readouterr().out
+
+
+def test_compare_trains_each_into_its_folder(tiny: Tiny, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    write_config(recipe, tiny("gkd", output=tmp_path / "all"))
+    text = recipe.read_text().split("[rollout]")[0]  # what a comparison shares: no method's own settings
+    recipe.write_text(text.replace('method = "gkd"\n', "") + "[budget]\nsteps = 2\n")
+    assert (
+        run_cli("t", lambda: main(["--recipe", str(recipe), "--compare", "untrained", "aligned", "sft"])) == 0
+    )
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["aligned", "sft", "untrained"]
+    assert all((tmp_path / "all" / name / "config.json").is_file() for name in ("aligned", "sft", "untrained"))
+
+
+def test_plot_draws_the_curves(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    from specalign.training.session import train_all
+
+    config = tiny("sft")
+    train_all([config])
+    main(["plot", str(config.output)])
+    assert (config.output / "train.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_plan_counts_what_the_models_have(
+    tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    from specalign.training.plan import largest_batch, make_plan
+
+    config = tiny("gkd")
+    plan = make_plan(config)
+    teacher = AutoModelForCausalLM.from_pretrained(config.teacher.model)
+    assert plan.teacher_parameters == teacher.num_parameters()
+    assert plan.total == sum((plan.weights, plan.gradients, plan.optimiser, plan.activations, plan.logits))
+    assert largest_batch(config, plan, plan.total) == config.optimiser.batch
+    recipe = tmp_path / "recipe.toml"
+    write_config(recipe, config)
+    main(["plan", "--recipe", str(recipe)])
+    assert "optimiser.batch up to about" in capsys.readouterr().out
