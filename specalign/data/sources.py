@@ -74,9 +74,13 @@ def _local_rows(path: Path) -> Iterator[Mapping[str, Any]]:
 
     frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
     for row in frame.to_dict("records"):
-        yield {
-            str(key): None if value is not value else value for key, value in row.items()
-        }  # NaN is "no value"
+        yield {str(key): None if _missing(value) else value for key, value in row.items()}
+
+
+def _missing(value: object) -> bool:
+    import pandas as pd
+
+    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
@@ -100,7 +104,10 @@ def _spec_bench(path: Path) -> Iterator[Example]:
         turns, references = row.get("turns"), row.get("reference") or [""]
         if not isinstance(turns, list) or not turns:
             raise UserError(f"{where}: no 'turns'; is this Spec-Bench's question.jsonl?")
-        fields = {"document": turns[0], "reference": references[0], "category": row.get("category")}
+        reference = references[0]
+        if isinstance(reference, list):  # the rag rows list the parts of one answer
+            reference = ", ".join(map(str, reference))
+        fields = {"document": turns[0], "reference": reference, "category": row.get("category")}
         yield example_from_row(fields, Columns(), where, default_id=str(row.get("question_id", number)))
 
 

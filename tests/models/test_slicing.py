@@ -21,6 +21,7 @@ from transformers import (
 
 from specalign.errors import UserError
 from specalign.models.alignment import align_slice, n_passes
+from specalign.models.properties import decoder_layers
 from specalign.models.slicing import choose_layers, slice_layers
 
 SIZES: dict[str, Any] = {
@@ -112,8 +113,8 @@ def test_an_encoder_decoder_slice_cuts_the_decoder() -> None:
     config = T5Config(vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=4, num_heads=2)
     teacher = T5ForConditionalGeneration(config).eval()
     student = slice_layers(teacher, (0, 3))
-    assert len(student.encoder.block) == 4
-    assert len(student.decoder.block) == 2
+    assert (student.config.num_layers, student.config.num_decoder_layers) == (4, 2)
+    assert len(decoder_layers(student)) == 2
     start = torch.tensor([[0, 5]])
     assert student(input_ids=torch.tensor([[3, 8]]), decoder_input_ids=start).logits.shape == (1, 2, 40)
 
@@ -151,9 +152,9 @@ def test_alignment_is_the_weighted_ridge_solution() -> None:
     teacher, ridge = llama(), 1e-2
     student = slice_layers(teacher, (0, 4))
     inner, outer, target = [], [], []
+    caught: dict[str, Tensor] = {}
     for ids, mask in batches():
         kept = mask.bool()
-        caught: dict[str, Tensor] = {}
         layer = student.model.layers[0]
         hooks = [
             layer.mlp.down_proj.register_forward_hook(lambda _m, args, out: caught.update(a=args[0], d=out)),
