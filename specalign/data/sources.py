@@ -72,15 +72,10 @@ def _local_rows(path: Path) -> Iterator[Mapping[str, Any]]:
         return
     import pandas as pd
 
-    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-    for row in frame.to_dict("records"):
-        yield {str(key): None if _missing(value) else value for key, value in row.items()}
-
-
-def _missing(value: object) -> bool:
-    import pandas as pd
-
-    return pd.api.types.is_scalar(value) and bool(pd.isna(value))
+    frame = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path, dtype=str)
+    known = frame.astype(object).where(frame.notna(), None)
+    for row in known.to_dict("records"):
+        yield {str(key): value for key, value in row.items()}
 
 
 def _json_lines(path: Path) -> Iterator[Mapping[str, Any]]:
