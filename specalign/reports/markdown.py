@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -76,7 +77,7 @@ def _verdict(result: BenchmarkResult) -> list[str]:
         return []
     words = {True: "passed", False: "**FAILED**", None: "not judged"}
     lines = [[check.name, words[check.passed], check.detail] for check in result.checks]
-    table = [f"| {name} | {word} | {escape(detail)} |" for name, word, detail in lines]
+    table = [f"| {escape(name)} | {word} | {escape(detail)} |" for name, word, detail in lines]
     return [
         "## Can the numbers be trusted?",
         "",
@@ -166,14 +167,16 @@ def _pictures(pictures: Sequence[tuple[str, str]]) -> list[str]:
 def _reproduce(result: BenchmarkResult) -> list[str]:
     git = result.provenance.get("git", {})
     commit = f" at commit `{git['commit']}`" if git else ""
+    command = shlex.join(result.command)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", command)), default=0))
     return [
         "## How to reproduce it",
         "",
         f"specalign {result.provenance.get('specalign')}{commit}, metric definitions version {result.metrics_version}:",
         "",
-        "```",
-        *(line for line in shlex.join(result.command).replace("```", "'''").splitlines()),
-        "```",
+        fence,
+        command,
+        fence,
         "",
         "`records.jsonl` holds every generation with its counts and times a step; `result.json` the figures above.",
     ]

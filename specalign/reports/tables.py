@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from collections.abc import Callable, Sequence
 
 from rich.table import Table
@@ -64,12 +66,8 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> lis
 
 def escape(text: str) -> str:
     """``text`` as literal characters of one markdown table cell or paragraph."""
-    flat = " ".join(text.split())
-    for character in "\\`*_{}[]<>|#$~":
-        flat = flat.replace(
-            character, f"\\{character}" if character not in "<>" else {"<": "&lt;", ">": "&gt;"}[character]
-        )
-    return flat
+    flat = html.escape(" ".join(text.split()), quote=False)
+    return re.sub(r"([\\`*_{}\[\]|#$~])", r"\\\1", flat)
 
 
 def comparison(rows: Sequence[SummaryRow]) -> list[str]:

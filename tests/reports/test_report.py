@@ -1,0 +1,130 @@
+"""What the report promises: an answer first, the same bytes again, nothing that strings can break."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specalign.errors import UserError
+from specalign.reports import build_report, compare_runs, result_table
+from specalign.reports.tables import escape
+from specalign.results import RECORDS_FILE, Check, ModelInfo, SummaryRow, read_result
+
+HOSTILE = "a|b\n# c `d` <script>alert(1)</script> &lt;i&gt; ![x](y) **z** $k$ ~~s~~"
+
+
+def _cells(line: str) -> int:
+    return len(re.findall(r"(?<!\\)\|", line)) - 1
+
+
+def test_rebuilding_gives_the_same_bytes(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    build_report(run)
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    build_report(run)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    assert {"report.md", "speedup.png", "speedup.svg", "acceptance.png", "time.png"} <= set(before)
+
+
+def test_says_plainly_that_nothing_is_faster(make_run: Callable[..., Path]) -> None:
+    top = "\n".join(build_report(make_run()).read_text(encoding="utf-8").splitlines()[:6])
+    assert top.count("nothing is faster than the plain target on this machine") == 2
+    assert "break-even is 0.57" in top
+
+
+def test_recommends_the_fastest_row_whose_interval_lies_above_one(make_run: Callable[..., Path]) -> None:
+    rows = read_result(make_run()).rows
+    fast = [_scaled(row, 2.0) if row.method == "gkd" else row for row in rows]
+    top = build_report(make_run("fast", rows=fast)).read_text(encoding="utf-8").splitlines()[2]
+    best = next(row for row in fast if row.method == "gkd" and row.temperature == 0)
+    assert best.speedup is not None
+    assert "use **gkd** with γ = 3" in top
+    assert f"{best.speedup.value:.2f}x" in top
+
+
+def test_a_failed_check_comes_before_the_answer(make_run: Callable[..., Path]) -> None:
+    text = build_report(make_run(checks=[Check("greedy output", False, "3 leave it")])).read_text(
+        encoding="utf-8"
+    )
+    assert text.index("greedy output: 3 leave it") < text.index("Temperature 0")
+
+
+def test_tables_keep_their_columns_whatever_the_names_hold(make_run: Callable[..., Path]) -> None:
+    rows = [
+        replace(row, method=HOSTILE) if row.method == "gkd" else row for row in read_result(make_run()).rows
+    ]
+    run = make_run(
+        "hostile", rows=rows, suite=HOSTILE, checks=[Check(HOSTILE, True, HOSTILE)],
+        drafters=[ModelInfo(HOSTILE, HOSTILE, 1, 1, 1, HOSTILE)], target=ModelInfo(HOSTILE, HOSTILE, 1, 1, 1),
+        command=["specalign-bench", f"```\n# out\n{HOSTILE}"],
+    )  # fmt: skip
+    text = build_report(run).read_text(encoding="utf-8")
+    head, fenced, tail = re.split(r"^````+$", text, flags=re.MULTILINE)
+    assert "# out" in fenced
+    assert "<script" not in head + tail
+    assert [line for line in head.splitlines() if line.startswith("# ")] == [head.splitlines()[0]]
+    for table in re.findall(r"(?:^\|.*\n)+", head, flags=re.MULTILINE):
+        assert len({_cells(line) for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("text", ["&lt;", "a & b", "<b>", "a|b", "`x`"])
+def test_escape_leaves_no_markup(text: str) -> None:
+    assert not re.search(r"(?<!\\)[|`*<>]|&(?!amp;|lt;|gt;)", escape(text))
+
+
+def test_changed_records_are_refused(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    with (run / RECORDS_FILE).open("a", encoding="utf-8") as file:
+        file.write("{}\n")
+    with pytest.raises(UserError, match="changed after the run"):
+        build_report(run)
+
+
+@pytest.mark.parametrize("status", ["running", "interrupted"])
+def test_an_unfinished_run_says_what_is_missing(make_run: Callable[..., Path], status: str) -> None:
+    run = make_run(status=status, rows=[], checks=[], n_effective=5)
+    text = build_report(run).read_text(encoding="utf-8")
+    assert f"the run is {status}: 5 of 64 generations are there" in text.splitlines()[3]
+    assert "There are no rows" in text
+    assert "![" not in text
+
+
+def test_a_row_without_figures_does_not_stop_the_report(make_run: Callable[..., Path]) -> None:
+    rows = [_empty(row) if row.method == "gkd" else row for row in read_result(make_run()).rows]
+    text = build_report(make_run("partial", rows=rows)).read_text(encoding="utf-8")
+    assert "| gkd | 3 | – |" in text
+
+
+def test_a_gamma_sweep_builds_and_shows_every_row(make_run: Callable[..., Path]) -> None:
+    run = make_run(gammas=range(1, 9))
+    assert build_report(run).read_text(encoding="utf-8").count("| contrastive |") >= 16
+    assert result_table(read_result(run)).row_count == len(read_result(run).rows)
+
+
+def test_comparing_refuses_another_dtype_and_force_marks_it(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    first = make_run("first")
+    provenance = {**read_result(first).provenance, "dtype": "bfloat16"}
+    runs = [first, make_run("second", provenance=provenance)]
+    with pytest.raises(UserError, match="dtype: float32 against bfloat16"):
+        compare_runs(runs, tmp_path / "out")
+    text = compare_runs(runs, tmp_path / "out", force=True).read_text(encoding="utf-8")
+    assert "> Not like for like: dtype: float32 against bfloat16" in text
+
+
+def _scaled(row: SummaryRow, factor: float) -> SummaryRow:
+    assert row.speedup is not None
+    value = row.speedup.value * factor
+    return replace(row, speedup=replace(row.speedup, value=value, low=0.97 * value, high=1.03 * value))
+
+
+def _empty(row: SummaryRow) -> SummaryRow:
+    nothing = dict.fromkeys(["speedup", "decode_speedup", "alpha_expected", "alpha_counted", "tau", "c"])
+    return replace(
+        row, n_effective=0, n_failed=row.n_requested, acceptance_by_position=[None] * row.gamma, **nothing
+    )
