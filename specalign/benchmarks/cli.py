@@ -24,6 +24,8 @@ commands:
   run --suite FILE --drafter NAME=PATH ...   decode, write records.jsonl, result.json and the report
   report RUN                                 rebuild report.md and the plots of a run from its files
   compare RUN RUN ...                        put the rows of several runs side by side
+  explain RUN                                say why each drafter is as fast as it is, and which gamma is best
+  plan --target-ms ... --alpha ...           predict speed-ups from times measured elsewhere
 
 {PROGRAM} COMMAND --help shows a command's options, {PROGRAM} --version the version."""
 
@@ -43,6 +45,31 @@ class CompareConfig:
 @dataclass(frozen=True)
 class ReportConfig:
     """Rebuild report.md and the plots of a run from result.json and records.jsonl."""
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Say why each drafter of a run is as fast as it is, from the medians of its own steps."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Predict speed-ups from times measured elsewhere, by Leviathan et al.'s formula with measured costs."""
+
+    target_ms: float = 0.0
+    """Milliseconds of the target's call on one token (required)."""
+    verify_ms: float = 0.0
+    """Milliseconds of the target's call on gamma + 1 tokens (required)."""
+    draft_ms: float = 0.0
+    """Milliseconds of the drafter's call on one token; 0: drafts are free."""
+    alpha: float = 0.7
+    """Acceptance rate, 0 to 1: the chance that a drafted token is accepted."""
+    overhead_ms: float = 0.0
+    """Milliseconds of everything else in a speculative step, beyond a plain step's."""
+    gamma: int = 4
+    """Draft length that verify_ms was measured at."""
+    gamma_max: int = 8
+    """Longest draft to consider, in tokens."""
 
 
 def entry() -> None:
@@ -109,6 +136,44 @@ def _compare(arguments: Sequence[str]) -> None:
     print(compare_runs(folders, config.output, force=config.force))
 
 
+def _explain(arguments: Sequence[str]) -> None:
+    folders, _ = _folders("explain", arguments, ExplainConfig())
+    if len(folders) != 1:
+        raise UserError("explain takes one run folder")
+    from specalign.benchmarks.explain import explain
+    from specalign.results import RECORDS_FILE, read_records, read_result
+
+    print("\n".join(explain(read_result(folders[0]), list(read_records(folders[0] / RECORDS_FILE)))))
+
+
+def _plan(arguments: Sequence[str]) -> None:
+    config = parse_flags(
+        PlanConfig,
+        arguments,
+        default=PlanConfig(),
+        program=f"{PROGRAM} plan",
+        description=PlanConfig.__doc__ or "",
+    )
+    if config.target_ms <= 0 or config.verify_ms <= 0:
+        raise UserError("plan needs --target-ms and --verify-ms, both above 0")
+    if not 0 <= config.alpha <= 1:
+        raise UserError(f"--alpha must lie in 0..1, not {config.alpha:g}")
+    if min(config.draft_ms, config.overhead_ms) < 0 or min(config.gamma, config.gamma_max) < 1:
+        raise UserError("--draft-ms and --overhead-ms must not be negative, --gamma and --gamma-max at least 1")
+    from specalign.benchmarks.explain import plan, plan_lines
+
+    found = plan(
+        target_s=config.target_ms / 1000,
+        verify_s=config.verify_ms / 1000,
+        draft_s=config.draft_ms / 1000,
+        overhead_s=config.overhead_ms / 1000,
+        alpha=config.alpha,
+        gamma=config.gamma,
+        gamma_max=config.gamma_max,
+    )
+    print("\n".join(plan_lines(found, config.alpha)))
+
+
 def _show(folder: Path) -> None:
     """Build the report, print the table, and say where the report is."""
     from rich.console import Console
@@ -163,4 +228,10 @@ def _keys_of(suite: str | None) -> set[str]:
     return set() if suite is None else set(tomllib.loads(Path(suite).read_text(encoding="utf-8")))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"run": _run, "report": _report, "compare": _compare}
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "run": _run,
+    "report": _report,
+    "compare": _compare,
+    "explain": _explain,
+    "plan": _plan,
+}

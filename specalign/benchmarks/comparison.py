@@ -192,3 +192,15 @@ def _traces_by_prompt(records: Iterable[GenerationRecord]) -> list[list[StepTrac
         if record.steps:
             found[record.prompt_id].append(record.steps)
     return list(found.values())
+
+
+def seconds_per_token(records: Iterable[GenerationRecord]) -> dict[str, dict[str, float]]:
+    """Method (with its gamma) -> prompt -> wall seconds per token, repeats together."""
+    groups: dict[str, list[GenerationRecord]] = defaultdict(list)
+    for record in records:
+        groups[f"{record.method} (gamma {record.gamma})" if record.gamma else record.method].append(record)
+    found = {}
+    for name, own in groups.items():
+        seconds, tokens = _per_prompt(own, "wall_s"), _tokens(own)
+        found[name] = {prompt: seconds[prompt] / tokens[prompt] for prompt in seconds if tokens[prompt]}
+    return found

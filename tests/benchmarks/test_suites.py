@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from specalign.benchmarks.cli import main, parse_run
+from specalign.benchmarks.cli import COMMANDS, main, parse_run
 from specalign.benchmarks.config import BenchConfig, check
 from specalign.config import load_config
 
@@ -35,7 +35,7 @@ def test_a_flag_wins_over_the_suite_and_the_suite_over_the_default() -> None:
     assert config.output == Path("reports/demo")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["report", "--help"], ["compare", "--help"]])
+@pytest.mark.parametrize("words", [["--help"], *([name, "--help"] for name in COMMANDS)])
 def test_help_of_every_command(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with suppress(SystemExit):
         main(words)
