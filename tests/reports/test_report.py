@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,7 +125,7 @@ def _scaled(row: SummaryRow, factor: float) -> SummaryRow:
 
 
 def _empty(row: SummaryRow) -> SummaryRow:
-    nothing = dict.fromkeys(["speedup", "decode_speedup", "alpha_expected", "alpha_counted", "tau", "c"])
+    nothing: Any = dict.fromkeys(["speedup", "decode_speedup", "alpha_expected", "alpha_counted", "tau", "c"])
     return replace(
         row, n_effective=0, n_failed=row.n_requested, acceptance_by_position=[None] * row.gamma, **nothing
     )
