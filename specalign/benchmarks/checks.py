@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from specalign.benchmarks.comparison import seconds_per_token
 from specalign.benchmarks.config import TARGET
+from specalign.metrics.comparisons import minimum_detectable_difference
 from specalign.results import BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
 MAX_DRIFT = 0.1
 """Relative change of the plain target's step time between the halves of a run that is still called steady."""
+MAX_RESOLUTION = 0.25
+"""Smallest relative difference in speed that a run must be able to show."""
 MAX_LOAD_PER_CORE = 0.7
 """Load average per core before the run above which the machine is called busy."""
 
@@ -23,6 +28,7 @@ def trust_checks(
         _lossless(rows),
         _accounting(records),
         _samples(result, records),
+        _resolution(records),
         _drift(records),
         _quiet(result.provenance.get("hardware", {})),
         _source(result.provenance.get("git", {})),
@@ -70,6 +76,29 @@ def _samples(result: BenchmarkResult, records: Sequence[GenerationRecord]) -> Ch
     if failed:
         detail += f" (first: {failed[0].error})"
     return Check("samples", not failed and len(records) == result.n_requested, detail)
+
+
+def _resolution(records: Sequence[GenerationRecord]) -> Check:
+    """What differences in speed this many prompts can show, for the noisiest method."""
+    speeds = [
+        seconds_per_token([record for record in records if record.status == "ok" and record.temperature == t])
+        for t in sorted({record.temperature for record in records})
+    ]
+    shown = [
+        (resolution, method)
+        for by_method in speeds
+        for method, cells in by_method.items()
+        if method != TARGET and (resolution := _detectable(cells, by_method.get(TARGET, {}))) is not None
+    ]
+    if not shown:
+        return Check("resolution", None, "too few prompts to say what difference would show")
+    worst, method = max(shown)
+    detail = f"the speed-up of {method} would show (power 80 %) from a difference of {worst:.0%} on"
+    return Check("resolution", worst <= MAX_RESOLUTION, detail)
+
+
+def _detectable(ours: Mapping[str, float], plain: Mapping[str, float]) -> float | None:
+    return minimum_detectable_difference([math.log(plain[key] / ours[key]) for key in ours if key in plain])
 
 
 def _drift(records: Sequence[GenerationRecord]) -> Check:

@@ -68,7 +68,7 @@ def test_the_survival_prediction_is_within_5_percent(gamma: int) -> None:
 
 
 def test_an_a_a_comparison_contains_one() -> None:
-    """A drafter against its copy: at most 4 of 30 intervals may miss 1 (6 % chance of more at 95 % coverage)."""
+    """A drafter against its copy: at most 4 of 30 intervals may miss 1 (1.6 % chance of more at 95 % coverage)."""
     generator = np.random.default_rng(0)
     missed = 0
     for _ in range(30):
