@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
 import shutil
+import sys
 import tempfile
+from contextlib import nullcontext, redirect_stderr
 from importlib import metadata
 from pathlib import Path
 
@@ -58,9 +61,13 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    quiet = (
+        nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
+    )  # tqdm's bars, shown anywhere
     try:
-        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+        with quiet:
+            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     except (ValueError, OSError, KeyError) as error:
         raise UserError(f"cannot convert {path}: {error}") from None
     config = copy.deepcopy(model.config)
