@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +12,16 @@ import torch
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
+    GraniteConfig,
+    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
     PreTrainedModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -199,8 +207,100 @@ def test_an_unsliced_teacher_stays_unchanged() -> None:
     )
 
 
-def test_a_normalised_mlp_output_is_refused() -> None:
-    teacher = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES)).eval()
+def gemma(family: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    kinds: dict[str, Any] = {
+        "gemma2": (Gemma2Config, Gemma2ForCausalLM, {"attn_implementation": "eager"}),
+        "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM, {}),
+    }
+    config, model, options = kinds[family]
+    return model(config(**SIZES, **options)).double().eval()
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_a_normalised_output_is_fitted_by_direction_and_gain(family: str) -> None:
+    """The reported error is the measured one of the new weights, lower than before, in two modules a place."""
+    teacher = gemma(family)
     student = slice_layers(teacher, (0, 4))
+    before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
+    refits = align_slice(student, teacher, (0, 4), batches())
+    assert all(refit.error_after < refit.error_before for refit in refits)
+    changed = {name for name, tensor in student.state_dict().items() if not torch.equal(tensor, before[name])}
+    ends = ("mlp.down_proj.weight", "post_feedforward_layernorm.weight")
+    assert changed == {f"model.layers.{place}.{end}" for place in (0, 1) for end in ends}
+    # The last layer's input is fixed by now: a second call starts from the error that the first one reached.
+    again = align_slice(copy.deepcopy(student), teacher, (0, 4), batches(), ridge=1e12)
+    assert again[0].error_before == pytest.approx(refits[0].error_after, rel=1e-4)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gemma3"])
+def test_a_fit_that_does_not_help_is_not_kept(family: str) -> None:
+    """A layer that is right already: the two-step fit of a normalised output cannot beat it and must not stay."""
+    teacher: Any = gemma(family)
+    with torch.no_grad():
+        for layer in teacher.model.layers[1:4]:
+            layer.post_attention_layernorm.weight.fill_(-1)
+            layer.post_feedforward_layernorm.weight.fill_(-1)
+    student = slice_layers(teacher, (0, 4))
+    refits = align_slice(student, teacher, (0, 4), batches())
+    assert [refit.error_after for refit in refits] == [refit.error_before for refit in refits]
+    ours, theirs = student.state_dict(), slice_layers(teacher, (0, 4)).state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_an_encoder_decoder_slice_is_aligned_too() -> None:
+    """Planted: T5's decoder layers that are cut out do nothing, and one map of the student is damaged."""
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=40, d_model=16, d_kv=8, d_ff=24, num_layers=2, num_decoder_layers=4, num_heads=2
+    )
+    teacher: Any = T5ForConditionalGeneration(config).double().eval()
+    with torch.no_grad():
+        for block in teacher.decoder.block[1:3]:
+            block.layer[0].SelfAttention.o.weight.zero_()
+            block.layer[1].EncDecAttention.o.weight.zero_()
+            block.layer[2].DenseReluDense.wo.weight.zero_()
+    student: Any = slice_layers(teacher, (0, 3))
+    with torch.no_grad():
+        student.decoder.block[0].layer[2].DenseReluDense.wo.weight.mul_(-3)
+    data = [(*encoder, *decoder) for encoder, decoder in zip(batches(), batches(length=12), strict=True)]
+    refits = align_slice(student, teacher, (0, 3), data, ridge=0.0)
+    assert refits[0].error_before > 0.1
+    assert refits[0].error_after < 1e-10
+    ids, mask, decoder_ids, _ = data[0]
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
+    torch.testing.assert_close(student(**inputs).logits, teacher(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        pytest.param(lambda: GraniteForCausalLM(GraniteConfig(**SIZES, residual_multiplier=0.3)), id="scaled"),
+        pytest.param(lambda: MixtralForCausalLM(MixtralConfig(**SIZES, num_local_experts=2)), id="experts"),
+    ],
+)
+def test_layers_that_end_in_another_way_are_refused(teacher: Callable[[], PreTrainedModel]) -> None:
+    model = teacher().double().eval()
+    student = slice_layers(model, (0, 4))
     with pytest.raises(UserError, match='use start = "slice"'):
-        align_slice(student, teacher, (0, 4), batches())
+        align_slice(student, model, (0, 4), batches())
+
+
+def test_a_bias_is_left_as_it_is() -> None:
+    """The fit accounts for it: with the teacher's own map planted, the student is the teacher again."""
+    teacher: Any = llama(mlp_bias=True)
+    with torch.no_grad():
+        for layer in teacher.model.layers:
+            layer.mlp.down_proj.bias.normal_(generator=torch.Generator().manual_seed(2))
+        for layer in teacher.model.layers[1:4]:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
+            layer.mlp.down_proj.bias.zero_()
+    student = slice_layers(teacher, (0, 4))
+    with torch.no_grad():
+        student.model.layers[0].mlp.down_proj.weight.mul_(-3)
+    align_slice(student, teacher, (0, 4), batches(), ridge=0.0)
+    for place, layer in enumerate((0, 4)):
+        ours, theirs = student.model.layers[place].mlp.down_proj, teacher.model.layers[layer].mlp.down_proj
+        assert torch.equal(ours.bias, theirs.bias)
+        torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-8)
