@@ -22,6 +22,7 @@ from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, lo
 from specalign.config import as_table
 from specalign.decoding import Generation, generate
 from specalign.decoding.divergence import classify_divergence
+from specalign.decoding.verification import LOSSY
 from specalign.errors import UserError
 from specalign.metrics import METRICS_VERSION
 from specalign.progress import progress_bar
@@ -259,7 +260,7 @@ def _record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> Ge
         top_p=config.decoding.top_p,
         gamma=cell.gamma,
         rule="none" if plain else "greedy" if cell.temperature == 0 else config.decoding.rule,
-        lossless=True,
+        lossless=plain or cell.temperature == 0 or config.decoding.rule not in LOSSY,
         seed=cell.seed,
         n_prompt_tokens=len(cell.prompt.input_ids),
         reference=cell.prompt.reference,

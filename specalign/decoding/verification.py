@@ -44,10 +44,50 @@ def token(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | No
     return accepted, sample(torch.where(residual.sum() > 0, residual, p_next), generator)
 
 
+def block(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+    """Accept or reject the draft as a whole prefix: lossless, and in expectation never shorter than :func:`token`.
+
+    Sun et al. 2024 (arXiv:2403.10444), algorithm 2. With w_0 = 1, w_i = min(1, w_{i-1} p_i(x_i) / q_i(x_i)) and
+    r_i = sum_v max(0, w_i p_{i+1}(v) - q_{i+1}(v)), the prefix of length i may end the draft with probability
+    h_i = r_i / (r_i + 1 - w_i), h_n = w_n; the longest one that may is kept. What follows it is sampled from
+    max(0, w_i p_{i+1} - q_{i+1}), after the whole draft from p_{n+1}. Arguments as for :func:`token`.
+    """
+    n = len(drafted)
+    chosen = drafted.unsqueeze(-1)
+    ratios = (p[:n].gather(-1, chosen) / q.gather(-1, chosen)).squeeze(-1)
+    weights = [torch.ones_like(p[0, 0])]
+    for ratio in ratios:
+        weights.append((weights[-1] * ratio).clamp(max=1))
+    w = torch.stack(weights)
+    residuals = (w.unsqueeze(-1) * p - torch.cat([q, torch.zeros_like(p[:1])])).clamp(min=0)  # last row: w_n p
+    mass = residuals.sum(-1)
+    ends = torch.where(mass + 1 - w > 0, mass / (mass + 1 - w), 1)  # 0 / 0: all that could follow is accepted
+    ends = torch.cat([torch.ones_like(w[:1]), ends[1:-1], w[1:][-1:]])  # no token is always possible
+    uniform = torch.rand(n + 1, dtype=p.dtype, device=p.device, generator=generator)
+    places = torch.arange(n + 1, device=p.device)
+    accepted = torch.where(uniform < ends, places, 0).max()
+    residual = _at(residuals, accepted)
+    return accepted, sample(torch.where(residual.sum() > 0, residual, _at(p, accepted)), generator)
+
+
+def lenience(
+    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None, *, factor: float = 0.5
+) -> Verdict:
+    """LOSSY: :func:`token` with ``factor`` * q in place of q, which accepts more and changes the distribution.
+
+    Accepts x_i with probability min(1, p_i(x_i) / (factor q_i(x_i))), 0 < factor <= 1; no token's probability
+    rises above p / factor. Leviathan et al. 2023, appendix A.5; DistillSpec (arXiv:2310.08461), section 5, with
+    the linear lenience function. ``factor`` 1 is :func:`token`.
+    """
+    return token(p, factor * q, drafted, generator)
+
+
 def _at(rows: Tensor, index: Tensor) -> Tensor:
     """rows[index] for a 0-dimensional index, without waiting for the device to learn its value."""
     return rows.index_select(0, index.view(1)).squeeze(0)
 
 
-RULES: dict[str, Rule] = {"token": token}
-"""Rules for sampling, by name. At temperature 0 every lossless rule is :func:`greedy`."""
+RULES: dict[str, Rule] = {"token": token, "block": block, "lenience": lenience}
+"""Rules for sampling, by name. At temperature 0, where p and q are one-hot, each of them is :func:`greedy`."""
+LOSSY = frozenset({"lenience"})
+"""Rules that change the target's distribution at temperatures above 0."""

@@ -174,6 +174,12 @@ def test_a_changed_records_file_is_refused_by_the_report(bench: Bench, tmp_path:
         main(["report", str(run)])
 
 
+def test_a_lossy_rule_is_labelled_where_it_is_lossy(bench: Bench, tmp_path: Path) -> None:
+    measure(bench("--decoding.rule", "lenience", "--include", drafters=("small",)))
+    labels = {(row.method, row.temperature): row.lossless for row in read_result(tmp_path / "run").rows}
+    assert labels == {("target", 0.0): True, ("small", 0.0): True, ("target", 1.0): True, ("small", 1.0): False}
+
+
 def test_runs_can_be_compared(bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     measure(bench(drafters=("copy",)))
     measure(bench("--output", str(tmp_path / "two"), drafters=("small",)))

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding import RULES, Drafter, ModelDrafter, PromptLookup, generate
 from specalign.decoding.sampling import Sampling, probabilities, sample
-from specalign.decoding.verification import Verdict, token
+from specalign.decoding.verification import Verdict, block, lenience, token
 
 Build = Callable[..., PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -210,3 +210,50 @@ def test_probabilities_filter_in_the_stated_order() -> None:
     warm = probabilities(logits, Sampling(2.0))
     roots = torch.tensor([0.4, 0.3, 0.2, 0.1]).sqrt()
     torch.testing.assert_close(warm, roots / roots.sum())
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, FILTERED], ids=["plain", "filtered"])
+def test_block_verification_follows_the_target(
+    target: PreTrainedModel,
+    drafter: PreTrainedModel,
+    next_logits: Logits,
+    sampling: Sampling,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RULES, "token", block)
+    counts = drawn(target, ModelDrafter(drafter), sampling, 2)
+    assert chi_square(counts, exact_joint(target, next_logits, sampling)) > 1e-3
+
+
+def random_rows(seed: int, n: int) -> tuple[Tensor, Tensor]:
+    """p [n + 1, VOCAB] and q [n, VOCAB] that differ visibly."""
+    generator = torch.Generator().manual_seed(seed)
+    p = torch.softmax(1.5 * torch.randn(n + 1, VOCAB, generator=generator, dtype=torch.float64), -1)
+    q = torch.softmax(1.5 * torch.randn(n, VOCAB, generator=generator, dtype=torch.float64), -1)
+    return p, q
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_block_accepts_no_less_than_token_in_expectation(seed: int) -> None:
+    """Mean accepted tokens over 3,000 drafts: block's is not below token's by more than noise."""
+    p, q = random_rows(seed, 4)
+    accepted = {}
+    for name, rule in {"token": token, "block": block}.items():
+        generator = torch.Generator().manual_seed(seed)
+        runs = [int(rule(p, q, sample(q, generator), generator)[0]) for _ in range(3000)]
+        accepted[name] = np.array(runs)
+    noise = np.sqrt((accepted["block"].var() + accepted["token"].var()) / 3000)
+    assert accepted["block"].mean() - accepted["token"].mean() > -3 * noise
+
+
+def test_lenience_of_one_is_the_token_rule_and_less_accepts_more() -> None:
+    p, q = random_rows(0, 4)
+    strict, lenient = 0, 0
+    for seed in range(500):
+        drafted = sample(q, torch.Generator().manual_seed(seed))
+        generators = [torch.Generator().manual_seed(seed) for _ in range(3)]
+        exact = token(p, q, drafted, generators[0])
+        assert lenience(p, q, drafted, generators[1], factor=1.0) == exact
+        strict += int(exact[0])
+        lenient += int(lenience(p, q, drafted, generators[2], factor=0.5)[0])
+    assert lenient > strict
