@@ -30,7 +30,7 @@ from specalign.models.load import (
     resolve_dtype,
     resolve_model,
 )
-from specalign.models.properties import context_limit, decoder_layers, eos_ids
+from specalign.models.properties import context_limit, decoder_layers, decoder_start_id, eos_ids
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
@@ -124,21 +124,26 @@ class Materials:
             self._fit(student, layers, config)
 
     def _fit(self, student: PreTrainedModel, layers: Sequence[int], config: StudentConfig) -> None:
-        sequences = self._alignment_sequences(config.align_tokens)
-        batches = list(padded_batches(sequences, self.device))
+        batches = list(padded_batches(self._alignment_texts(config.align_tokens), self.device))
         with progress_bar(
             "aligning the slice", n_passes(layers, len(decoder_layers(self.teacher))) * len(batches)
         ) as bar:
             align_slice(student, self.teacher, layers, batches, ridge=config.ridge, progress=bar.advance)
 
-    def _alignment_sequences(self, n_tokens: int) -> list[Tokens]:
-        """Prompts with the teacher's responses, until ``n_tokens`` are reached."""
-        chosen: list[Tokens] = []
+    def _alignment_texts(self, n_tokens: int) -> list[tuple[Tokens, ...]]:
+        """Prompts with the teacher's responses, until ``n_tokens`` are reached; (encoder's, decoder's) text each
+        where there is an encoder.
+        """
+        chosen: list[tuple[Tokens, ...]] = []
         responses = self.responses("train")
+        start = decoder_start_id(self.teacher) if self.teacher.config.is_encoder_decoder else None
         for prompt in self.train:
-            if sum(map(len, chosen)) >= n_tokens:
+            if sum(len(text[-1]) for text in chosen) >= n_tokens:
                 break
-            chosen.append(prompt.input_ids + responses[prompt.id])
+            response = responses[prompt.id]
+            chosen.append(
+                (prompt.input_ids + response,) if start is None else (prompt.input_ids, (start, *response))
+            )
         return chosen
 
     def _teacher_writes(self, split: Split) -> dict[str, Tokens]:
@@ -229,15 +234,19 @@ def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return [int(id_) for id_ in tokenizer.all_special_ids]
 
 
-def padded_batches(sequences: Sequence[Tokens], device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
-    """(input ids, attention mask) [B, T], padded on the right, sequences of similar length together."""
-    ordered = sorted(sequences, key=len)
+def padded_batches(texts: Sequence[tuple[Tokens, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
+    """(ids, mask) [B, T] of each part of the texts, padded on the right, texts of similar length together."""
+    ordered = sorted(texts, key=lambda text: len(text[-1]))
     for begin in range(0, len(ordered), ALIGN_BATCH):
-        batch = ordered[begin : begin + ALIGN_BATCH]
-        width = len(batch[-1])
-        ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in batch], device=device)
-        lengths = torch.tensor([len(text) for text in batch], device=device)
-        yield ids, (torch.arange(width, device=device) < lengths[:, None]).long()
+        parts = zip(*ordered[begin : begin + ALIGN_BATCH], strict=True)
+        yield tuple(chain.from_iterable(_padded(part, device) for part in parts))
+
+
+def _padded(batch: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
+    lengths = torch.tensor([len(text) for text in batch], device=device)
+    width = int(lengths.max())
+    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in batch], device=device)
+    return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
 
 
 def _existing_student(materials: Materials, name: str) -> PreTrainedModel:
