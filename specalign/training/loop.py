@@ -20,7 +20,7 @@ from specalign.errors import UserError
 from specalign.losses import Objective, hyper_parameters, objective, reduce_tokens
 from specalign.progress import Bar, progress_bar
 from specalign.results import write_json
-from specalign.training import folder
+from specalign.training import distributed, folder
 from specalign.training.checkpoints import (
     BEST,
     Position,
@@ -73,7 +73,6 @@ class StepReport:
     n_tokens: int
     k: int
     """Longest scored sequence."""
-    n_on_policy: int
     grad_norm: float
     lr: float
     rollout_s: float
@@ -85,7 +84,9 @@ def train(config: TrainConfig, materials: Materials) -> Path:
     """Train one student into ``config.output`` and return that folder, going on from its last checkpoint."""
     path = config.output
     stamp = provenance.stamp(str(materials.device))
-    folder.claim(config, stamp)
+    if distributed.rank() == 0:
+        folder.claim(config, stamp)
+    distributed.wait_for_all()
     run = start_run(config, materials)
     resume(run)
     begun = time.monotonic() - run.position.wall_s
@@ -93,7 +94,8 @@ def train(config: TrainConfig, materials: Materials) -> Path:
         validate(run, begun)
     with progress_bar(f"{config.method} -> {path}", 1.0) as bar:
         loop(run, bar, begun)
-    finish(run, materials, stamp, begun)
+    if distributed.rank() == 0:
+        finish(run, materials, stamp, begun)
     return path
 
 
@@ -168,8 +170,11 @@ def resume(run: Run) -> None:
     checkpoints = list_checkpoints(run.path)
     if checkpoints:
         run.position = load_checkpoint(checkpoints[-1], run.pair.student, run.optimiser, run.generator)
-        print(f"{run.path}: resuming after step {run.position.step}", flush=True)
-    folder.rewind_log(run.path, run.position.step if checkpoints else -1)
+        if distributed.rank() == 0:
+            print(f"{run.path}: resuming after step {run.position.step}", flush=True)
+    distributed.wait_for_all()
+    if distributed.rank() == 0:
+        folder.rewind_log(run.path, run.position.step if checkpoints else -1)
 
 
 def spent(run: Run) -> float:
@@ -192,10 +197,12 @@ def loop(run: Run, bar: Bar, begun: float) -> None:
         bar.move_to(share)
         started = time.monotonic()
         report = step(run)
-        run.step_s = time.monotonic() - started
+        run.step_s = distributed.largest(time.monotonic() - started, run.pair.student.device)
         position.train_s += run.step_s
         position.wall_s = time.monotonic() - begun
         losses, tokens = losses + report.loss * report.n_tokens, tokens + report.n_tokens
+        if distributed.rank() != 0:
+            continue
         if position.step % log.every == 0:
             now = time.monotonic()
             write_log_line(run, bar, report, losses / max(1, tokens), now - last_log)
@@ -216,31 +223,40 @@ def step(run: Run) -> StepReport:
     lr = rate(planned_share(run), config)
     for group in run.optimiser.param_groups:
         group["lr"] = lr
-    prompts = next_prompts(run.prompts, position.n_prompts, config.batch * config.accumulation, run.config.seed)
+    world, rank = distributed.world_size(), distributed.rank()
+    n_prompts = config.batch * config.accumulation * world
+    prompts = next_prompts(run.prompts, position.n_prompts, n_prompts, run.config.seed)
     begun = time.monotonic()
-    rows = run.policy.rows(prompts, writer(run), run.generator)
+    rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
     rolled_out = time.monotonic()
     loss, n_tokens, layouts = accumulate(run, rows)
+    distributed.sum_gradients(run.parameters)
+    (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
     norm = float(clip_gradients(run.parameters, config.max_grad_norm))
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise UserError(_explain_non_finite(run, loss, norm, rows))
     run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
     position.step += 1
-    position.n_prompts += len(prompts)
+    position.n_prompts += n_prompts
     position.n_tokens += n_tokens
-    position.n_on_policy += sum(row.on_policy for row in rows)
+    position.n_on_policy += int(n_on_policy)
     return StepReport(
         loss,
         n_tokens,
         max(len(branch.tokens) for row in rows for branch in row.scored),
-        sum(row.on_policy for row in rows),
         norm,
         lr,
         rolled_out - begun,
         time.monotonic() - rolled_out,
         layouts,
     )
+
+
+def next_generator(run: Run) -> torch.Generator:
+    """This step's generator on this process, from the run's: that one is the same on every process."""
+    seed = int(torch.randint(2**62, (), generator=run.generator))
+    return torch.Generator().manual_seed(seed + distributed.rank())
 
 
 def planned_share(run: Run) -> float:
@@ -255,9 +271,10 @@ def planned_share(run: Run) -> float:
 
 
 def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[Layout, ...]]:
-    """Backward over all rows, ``batch`` at a time. Returns mean loss, counted tokens, layouts.
+    """Backward over all rows, ``batch`` at a time. Returns mean loss, counted tokens, this process's layouts.
 
-    Every pass is divided by the token count of the whole step, so the sum of gradients is that of one batch.
+    Every pass is divided by the token count of the whole step, over all processes, so the sum of gradients is
+    that of one batch.
     """
     ordered = sorted(rows, key=lambda row: len(row.trunk))
     size = run.config.optimiser.batch
@@ -266,8 +283,9 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[Layout,
         for begin in range(0, len(ordered), size)
     )
     masks = [counted(run, layout) for layout in layouts]
-    n_tokens = int(sum(mask.sum() for mask in masks))
-    total = 0.0
+    device = run.pair.student.device
+    (n_tokens,) = distributed.total([float(sum(mask.sum() for mask in masks))], device)
+    loss_sum = 0.0
     for layout, mask in zip(layouts, masks, strict=True):
         with autocast(run):
             losses = per_token_loss(
@@ -275,8 +293,8 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[Layout,
             )
         loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
         loss.backward()
-        total += float(loss.detach())
-    return total, n_tokens, layouts
+        loss_sum += float(loss.detach())
+    return distributed.total([loss_sum], device)[0], int(n_tokens), layouts
 
 
 def counted(run: Run, layout: Layout) -> Tensor:
@@ -342,6 +360,8 @@ def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: fl
 
 def validate(run: Run, begun: float) -> None:
     """Score the student on the validation split, and warn where a real decode tells another story."""
+    if distributed.rank() != 0:
+        return
     config = run.config.logging
     score = run.validation.score(run.pair)
     probe = None

@@ -36,6 +36,7 @@ from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig
+from specalign.training.distributed import local_device, main_process_first
 from specalign.training.rollouts import Tokens, Writer, responses_key, stored_responses
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ class Materials:
             "seed": config.seed if writer.temperature else 0,
         }
         folder = cache_dir() / "responses" / responses_key(facts)
-        with progress_bar(f"teacher's responses ({split})", len(prompts)) as bar:
+        with main_process_first(), progress_bar(f"teacher's responses ({split})", len(prompts)) as bar:
             return stored_responses(
                 folder, writer, prompts, config.data.max_response_tokens, seed=config.seed, progress=bar.advance
             )
@@ -167,7 +168,7 @@ class Materials:
 
 def load_materials(config: TrainConfig) -> Materials:
     """Load teacher, tokenizer and data. Raises UserError for whatever a user can mend."""
-    device = resolve_device(config.device)
+    device = resolve_device(local_device(config.device))
     train, validation = load_split(config.data, "train"), load_split(config.data, "validation")
     tokenizer = load_tokenizer(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
     if config.student.model:

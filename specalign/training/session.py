@@ -7,16 +7,23 @@ from collections.abc import Sequence
 from transformers.utils.logging import disable_progress_bar
 
 from specalign.training.config import TrainConfig
+from specalign.training.distributed import process_group, rank, wait_for_all
 from specalign.training.folder import is_complete
 from specalign.training.loop import train
 from specalign.training.materials import load_materials
 
 
 def train_all(configs: Sequence[TrainConfig]) -> None:
-    """Train each config. Nothing is loaded where all runs are complete."""
+    """Train each config, on every process of the launcher. Nothing is loaded where all runs are complete."""
+    with process_group():
+        _train_all(configs)
+
+
+def _train_all(configs: Sequence[TrainConfig]) -> None:
     unfinished = [config for config in configs if not is_complete(config)]
+    wait_for_all()  # before rank 0 claims folders that the others still look at
     for config in configs:
-        if config not in unfinished:
+        if config not in unfinished and rank() == 0:
             print(f"{config.output}: complete already, nothing to do (--overwrite trains it again)", flush=True)
     if unfinished:
         disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time

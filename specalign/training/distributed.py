@@ -1,0 +1,95 @@
+"""Data parallelism over processes that a launcher started (accelerate launch, torchrun, multi-node ones too).
+
+Each process trains its share of every step's prompts on the whole model; gradients are summed, and divided by
+the step's token count, so that n processes do what one process does with the same prompts. Rank 0 writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def process_group() -> Iterator[None]:
+    """Join the launcher's process group while the context lasts; nothing to do for a single process."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield
+        return
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def rank() -> int:
+    """This process's number; 0 is the one that writes."""
+    return torch.distributed.get_rank() if _active() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return torch.distributed.get_world_size() if _active() else 1
+
+
+def local_device(name: str) -> str:
+    """``auto`` and ``cuda`` mean this process's own GPU where several processes run."""
+    if _active() and torch.cuda.is_available() and name in ("auto", "cuda"):
+        return f"cuda:{torch.cuda.current_device()}"
+    return name
+
+
+def wait_for_all() -> None:
+    """Return when every process has come here."""
+    if _active():
+        torch.distributed.barrier()
+
+
+@contextmanager
+def main_process_first() -> Iterator[None]:
+    """Rank 0 runs the block before the others do: what it leaves in a cache is there for them."""
+    if rank() != 0:
+        wait_for_all()
+    yield
+    if rank() == 0:
+        wait_for_all()
+
+
+def total(values: Sequence[float], device: torch.device) -> list[float]:
+    """Sums over all processes."""
+    return _reduced(values, device, torch.distributed.ReduceOp.SUM) if _active() else list(values)
+
+
+def largest(value: float, device: torch.device) -> float:
+    """The maximum over all processes: the same number on each, so that all take the same decisions by it."""
+    return _reduced([value], device, torch.distributed.ReduceOp.MAX)[0] if _active() else value
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add the gradients of all processes; a parameter without one on this process counts as 0."""
+    if not _active():
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
+
+
+def _active() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _reduced(
+    values: Sequence[float], device: torch.device, how: torch.distributed.ReduceOp.RedOpType
+) -> list[float]:
+    tensor: Tensor = torch.tensor(values, dtype=torch.float64, device=device)
+    torch.distributed.all_reduce(tensor, how)
+    return tensor.tolist()
