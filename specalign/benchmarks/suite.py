@@ -129,7 +129,7 @@ def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
 
 def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     data = config.data
-    columns = Columns(data.document, data.reference) if data.document else None
+    columns = Columns(data.document, data.reference)
     limit = None if data.category else data.limit or None
     examples = load_examples(data.source, data.split, columns=columns, limit=limit)
     if data.category:

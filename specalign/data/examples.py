@@ -23,10 +23,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a tabular source."""
+    """Names of the columns of a tabular source; empty: the source's own ones."""
 
-    document: str = "document"
-    reference: str = "reference"
+    document: str = ""
+    reference: str = ""
+
+
+SOURCES_OWN = Columns()
+USUAL = Columns("document", "reference")
+"""What a source's own columns are called where nothing else is known."""
 
 
 def example_from_row(row: Mapping[str, object], columns: Columns, where: str, default_id: str) -> Example:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specalign.data.docstrings import docstring_examples
-from specalign.data.examples import Columns, Example, Split, example_from_row
+from specalign.data.examples import SOURCES_OWN, USUAL, Columns, Example, Split, example_from_row
 from specalign.errors import UserError, unknown
 
 HUB = {
@@ -22,10 +22,11 @@ LOCAL = (".jsonl", ".parquet", ".csv")
 
 
 def load_examples(
-    source: str, split: Split, *, columns: Columns | None = None, limit: int | None = None
+    source: str, split: Split, *, columns: Columns = SOURCES_OWN, limit: int | None = None
 ) -> list[Example]:
     """The first ``limit`` examples of a split of ``source``.
 
+    Empty names in ``columns`` are the source's own ones ("document" and "reference" in local files).
     ``builtin:docstrings`` · ``spec_bench:PATH`` (one split, all categories; ``columns`` do not apply) · a local
     .jsonl, .parquet or .csv file, or a folder with files named after the splits · ``cnn_dailymail``, ``xsum``,
     or any hub data set as ``owner/name`` or ``owner/name:configuration``.
@@ -37,7 +38,7 @@ def load_examples(
     return examples
 
 
-def _examples(source: str, split: Split, columns: Columns | None) -> Iterator[Example]:
+def _examples(source: str, split: Split, columns: Columns) -> Iterator[Example]:
     if source.startswith("builtin:"):
         if source != "builtin:docstrings":
             raise unknown("data set", source, ("builtin:docstrings",))
@@ -45,9 +46,13 @@ def _examples(source: str, split: Split, columns: Columns | None) -> Iterator[Ex
     if source.startswith("spec_bench:"):
         return _spec_bench(Path(source.removeprefix("spec_bench:")))
     if source.endswith(LOCAL) or Path(source).is_dir():
-        return _from_rows(_local_rows(_split_file(Path(source), split)), source, columns or Columns())
-    name, configuration, known = HUB.get(source) or (*_hub_name(source), Columns())
-    return _from_rows(_hub_rows(name, configuration, split), source, columns or known)
+        return _from_rows(_local_rows(_split_file(Path(source), split)), source, _named(columns, USUAL))
+    name, configuration, known = HUB.get(source) or (*_hub_name(source), USUAL)
+    return _from_rows(_hub_rows(name, configuration, split), source, _named(columns, known))
+
+
+def _named(columns: Columns, known: Columns) -> Columns:
+    return Columns(columns.document or known.document, columns.reference or known.reference)
 
 
 def _from_rows(rows: Iterator[Mapping[str, Any]], source: str, columns: Columns) -> Iterator[Example]:
@@ -103,7 +108,7 @@ def _spec_bench(path: Path) -> Iterator[Example]:
         if isinstance(reference, list):  # the rag rows list the parts of one answer
             reference = ", ".join(map(str, reference))
         fields = {"document": turns[0], "reference": reference, "category": row.get("category")}
-        yield example_from_row(fields, Columns(), where, default_id=str(row.get("question_id", number)))
+        yield example_from_row(fields, USUAL, where, default_id=str(row.get("question_id", number)))
 
 
 def _hub_name(source: str) -> tuple[str, str | None]:

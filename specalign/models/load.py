@@ -151,10 +151,15 @@ def _clear_errors(name: str) -> Iterator[None]:
     except UserError:
         raise
     except (OSError, ValueError, ImportError) as error:
-        if isinstance(error, OSError) and not Path(name).exists() and ":" not in name:
-            hint = f"download it on a machine with a network: hf download {name}"
-            raise UserError(
-                f"model {name!r} is neither a local folder nor reachable on the hub; {hint}"
-            ) from None
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise UserError(f"cannot load model {name!r}: {lines[0]}") from None
+        from_hub = isinstance(error, OSError) and not Path(name).exists() and ":" not in name
+        hint = f"; {_hub_hint(name, str(error))}" if from_hub else ""
+        raise UserError(f"cannot load model {name!r}: {lines[0]}{hint}") from None
+
+
+def _hub_hint(name: str, message: str) -> str:
+    if "gated repo" in message:
+        return f"accept its licence at https://huggingface.co/{name} and run: hf auth login"
+    if "safetensors" in message:
+        return "only models with safetensors weights are read"
+    return f"it is no local folder; download it on a machine with a network: hf download {name}"

@@ -198,10 +198,8 @@ def load_materials(config: TrainConfig) -> Materials:
 
 def load_split(data: DataConfig, split: Split) -> list:
     """The examples of one split, limited as the recipe says."""
-    columns = None
-    if data.document or data.reference:
-        columns = Columns(data.document or Columns.document, data.reference or Columns.reference)
     limit = data.n_train if split == "train" else data.n_validation
+    columns = Columns(data.document, data.reference)
     return load_examples(data.source, split, columns=columns, limit=limit or None)
 
 

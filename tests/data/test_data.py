@@ -163,3 +163,9 @@ def test_the_real_spec_bench() -> None:
     summaries = [example for example in examples if example.category == "summarization"]
     assert len(summaries) == 80
     assert all(example.reference for example in summaries)
+
+
+def test_one_column_may_be_named_alone(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "a.jsonl", {"document": "d", "summary": "s", "reference": "r"})
+    assert load_examples(str(path), "train", columns=Columns("", "summary")) == [Example("1", "d", "s")]
+    assert load_examples(str(path), "train", columns=Columns("summary", "")) == [Example("1", "s", "r")]
