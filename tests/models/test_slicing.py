@@ -27,8 +27,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from specalign.data import load_examples
 from specalign.errors import UserError
+from specalign.losses import overlap
 from specalign.models.alignment import align_slice, n_passes
+from specalign.models.load import load_model, load_tokenizer
 from specalign.models.properties import decoder_layers
 from specalign.models.slicing import choose_layers, slice_layers
 
@@ -304,3 +307,23 @@ def test_a_bias_is_left_as_it_is() -> None:
         ours, theirs = student.model.layers[place].mlp.down_proj, teacher.model.layers[layer].mlp.down_proj
         assert torch.equal(ours.bias, theirs.bias)
         torch.testing.assert_close(ours.weight, theirs.weight, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_a_real_slice_becomes_a_drafter() -> None:
+    """SmolLM2 on documentation that it did not write: from no overlap with the teacher to a useful one."""
+    teacher, words = load_model("builtin:smollm2"), load_tokenizer("builtin:smollm2")
+    texts = [example.document for example in load_examples("builtin:docstrings", "train", limit=48)]
+    encoded = [words(text, return_tensors="pt", truncation=True, max_length=128) for text in texts]
+    data = [(text["input_ids"], text["attention_mask"]) for text in encoded]
+    layers = choose_layers(30, 4)
+    student = slice_layers(teacher, layers)
+
+    @torch.no_grad()
+    def alpha() -> float:
+        shares = [overlap(student(ids).logits, teacher(ids).logits).flatten() for ids, _ in data[40:]]
+        return float(torch.cat(shares).mean())
+
+    assert alpha() < 0.02
+    align_slice(student, teacher, layers, data[:40])
+    assert alpha() > 0.15
