@@ -40,7 +40,10 @@ def git_state() -> dict[str, Any]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Processor, cores, memory, load and threads; the accelerator's name where ``device`` is one."""
+    """Processor, cores, memory, threads; the accelerator's name where ``device`` is one.
+
+    ``busy_before`` is the share of the processor's time that others take, over half a second of our own sleep.
+    """
     import psutil
     import torch
 
@@ -50,7 +53,7 @@ def hardware(device: str) -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "load_1min": os.getloadavg()[0],
+        "busy_before": psutil.cpu_percent(interval=0.5) / 100,
         "torch_threads": torch.get_num_threads(),
     }
     if device.startswith("cuda"):

@@ -16,8 +16,8 @@ MAX_DRIFT = 0.1
 """Relative change of the plain target's step time between the halves of a run that is still called steady."""
 MAX_RESOLUTION = 0.25
 """Smallest relative difference in speed that a run must be able to show."""
-MAX_LOAD_PER_CORE = 0.7
-"""Load average per core before the run above which the machine is called busy."""
+MAX_BUSY = 0.25
+"""Share of the processor's time that other processes took just before the run, above which the machine is busy."""
 
 
 def trust_checks(
@@ -117,12 +117,11 @@ def _drift(records: Sequence[GenerationRecord]) -> Check:
 
 
 def _quiet(hardware: dict[str, Any]) -> Check:
-    load, cores = hardware.get("load_1min"), hardware.get("cores")
-    if load is None or not cores:
-        return Check("quiet machine", None, "the load before the run is not known")
-    return Check(
-        "quiet machine", load / cores <= MAX_LOAD_PER_CORE, f"load {load:.1f} on {cores} cores before the run"
-    )
+    busy = hardware.get("busy_before")
+    if busy is None:
+        return Check("quiet machine", None, "how busy the machine was before the run is not known")
+    detail = f"other processes took {busy:.0%} of the processor just before the run"
+    return Check("quiet machine", busy <= MAX_BUSY, detail)
 
 
 def _source(git: dict[str, Any]) -> Check:

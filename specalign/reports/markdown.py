@@ -51,6 +51,7 @@ def _answer(result: BenchmarkResult) -> list[str]:
         rows = [row for row in result.rows if row.temperature == temperature and row.speedup is not None]
         if rows:
             lines.append(f"- **Temperature {temperature:g}:** {_sentence(rows)}")
+            lines += _standing(rows)
     return (
         [*lines, ""] if lines else ["No speed-up could be computed: there are no finished rows to compare.", ""]
     )
@@ -70,6 +71,23 @@ def _sentence(rows: Sequence[SummaryRow]) -> str:
         reached = f"{best.alpha_counted.value:.2f}"
         needed = f"; its drafts are accepted at a rate of {reached}, break-even is {best.break_even_alpha:.2f}"
     return f"nothing is faster than the plain target on this machine. The best, {name}, runs at {measured}{needed}."
+
+
+def _standing(rows: Sequence[SummaryRow]) -> list[str]:
+    """Where each model drafter stands against break-even, at its fastest draft length."""
+    fastest = {
+        row.method: row for row in sorted(rows, key=lambda row: row.speedup.value if row.speedup else 0.0)
+    }
+    stands = [
+        f"{escape(row.method)} {row.alpha_counted.value:.2f} of {number(row.break_even_alpha)}"
+        for method in dict.fromkeys(row.method for row in rows)
+        if (row := fastest[method]).kind == "model" and row.alpha_counted is not None
+    ]
+    return (
+        [f"  Acceptance rate reached, of the rate that breaks even here: {'; '.join(stands)}."]
+        if stands
+        else []
+    )
 
 
 def _verdict(result: BenchmarkResult) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -42,8 +43,10 @@ def plot_break_even(rows: Sequence[SummaryRow]) -> Figure | None:
 
 
 def plot_acceptance(rows: Sequence[SummaryRow]) -> Figure | None:
-    """Acceptance per draft position, given that the position was reached."""
-    shown = [row for row in rows if any(share is not None for share in row.acceptance_by_position)]
+    """Acceptance per draft position, given that the position was reached; at each method's longest drafts."""
+    drafted = [row for row in rows if any(share is not None for share in row.acceptance_by_position)]
+    longest = {(row.method, row.temperature): row for row in sorted(drafted, key=lambda row: row.gamma)}
+    shown = [row for row in drafted if longest[row.method, row.temperature] is row]
     if not shown:
         return None
     temperatures = _temperatures(shown)
@@ -65,7 +68,7 @@ def plot_acceptance(rows: Sequence[SummaryRow]) -> Figure | None:
         axes.set(title=f"temperature {temperature:g}", xlabel="draft position (token)", ylim=(0, 1))
         axes.set_xticks(range(1, max(len(row.acceptance_by_position) for row in shown) + 1))
     panels[0].set_ylabel("accepted / examined")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -92,9 +95,7 @@ def plot_time(rows: Sequence[SummaryRow]) -> Figure | None:
         axes.margins(x=0.22)
         axes.grid(visible=False, axis="y")
     _name_rows(panels[0], places)
-    handles, names = panels[0].get_legend_handles_labels()
-    unique = dict(zip(names, handles, strict=True))
-    figure.legend(unique.values(), unique.keys(), loc="outside right center", frameon=False)
+    _legend(figure)
     return figure
 
 
@@ -115,14 +116,26 @@ def _dots(
             if interval is not None:
                 if interval.low is not None and interval.high is not None:
                     axes.plot([interval.low, interval.high], [place, place], color=COLOURS[0], linewidth=2)
-                axes.plot([interval.value], [place], marker="o", color=COLOURS[0])
+                axes.plot([interval.value], [place], marker="o", color=COLOURS[0], clip_on=False)
         if reference is not None:
             axes.axvline(reference, color=COLOURS[1], linestyle="--", linewidth=1.2)
         axes.set_title(f"temperature {temperature:g}")
         axes.grid(visible=False, axis="y")
+    limits = [axes.get_xlim() for axes in panels]
+    for axes in panels:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
     _name_rows(panels[0], places)
     figure.supxlabel(label, fontsize=10)
     return figure
+
+
+def _legend(figure: Figure) -> None:
+    """One legend for all panels, each name once."""
+    found: dict[str, Any] = {}
+    for axes in figure.axes:
+        handles, names = axes.get_legend_handles_labels()
+        found |= dict(zip(names, handles, strict=True))
+    figure.legend(list(found.values()), list(found), loc="outside right center", frameon=False)
 
 
 def _name_rows(axes: object, places: Labels) -> None:

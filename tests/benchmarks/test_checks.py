@@ -46,7 +46,7 @@ def sound() -> list[GenerationRecord]:
 def result(n_requested: int, **provenance: Any) -> BenchmarkResult:
     model = ModelInfo("target", "m", 1, 1, 1)
     stamp = {
-        "hardware": {"load_1min": 0.2, "cores": 2},
+        "hardware": {"busy_before": 0.05},
         "git": {"commit": "0" * 40, "dirty": False},
     } | provenance
     return BenchmarkResult("complete", "s", [], {}, stamp, "1", model, [], n_requested, n_requested, 0)
@@ -116,7 +116,7 @@ def test_a_machine_that_slows_down(sound: list[GenerationRecord], verdict: Verdi
 
 
 def test_a_busy_machine_and_an_unknown_source(sound: list[GenerationRecord], verdict: Verdict) -> None:
-    assert verdict(sound, hardware={"load_1min": 3.0, "cores": 2})["quiet machine"].passed is False
+    assert verdict(sound, hardware={"busy_before": 0.6})["quiet machine"].passed is False
     assert verdict(sound, hardware={})["quiet machine"].passed is None
     assert verdict(sound, git={"commit": "1" * 40, "dirty": True})["known source"].passed is False
     assert verdict(sound, git={})["known source"].passed is None

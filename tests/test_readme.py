@@ -1,0 +1,68 @@
+"""What README promises: commands that parse, files that exist, numbers that come out of a result file."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from specalign.benchmarks.cli import COMMANDS, parse_run
+from specalign.reports.tables import comparison
+from specalign.results import read_result
+from specalign.training.cli import configs
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+COMMAND_LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "target", [line.removeprefix("make ") for line in COMMAND_LINES if line.startswith("make ")]
+)
+def test_make_targets_exist(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+def test_the_gate_calls_the_readmes_test_command() -> None:
+    assert "make test" in COMMAND_LINES
+    assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("specalign-train ")])
+def test_training_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    assert configs(shlex.split(line)[1:])
+
+
+@pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("specalign-bench ")])
+def test_benchmark_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    command, *rest = shlex.split(line)[1:]
+    assert command in COMMANDS
+    if command == "run":
+        assert parse_run(rest).drafter
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\(([^)#:]+)\)", README))))
+def test_links_lead_somewhere(target: str) -> None:
+    assert (ROOT / target).exists()
+
+
+def test_the_tree_names_every_folder() -> None:
+    tree = next(block for block in BLOCKS if block.startswith("specalign/"))
+    named = {line.split()[0].strip("/") for line in tree.splitlines()}
+    packages = {path.parent.name for path in (ROOT / "specalign").glob("*/__init__.py")}
+    top = {path.name for path in ROOT.iterdir() if path.is_dir() and any(path.glob("*.toml"))}
+    assert packages | top | {"tests", "docs", "reports"} <= named
+
+
+def test_the_demos_table_comes_out_of_the_published_result() -> None:
+    (run,) = set(re.findall(r"\]\((reports/[^/]+)/", README))
+    rows = read_result(ROOT / run).rows
+    shown = README.split("<!-- demo table: begin -->")[1].split("<!-- demo table: end -->")[0]
+    for temperature in sorted({row.temperature for row in rows}):
+        expected = "\n".join(comparison([row for row in rows if row.temperature == temperature]))
+        assert expected in shown
