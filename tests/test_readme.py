@@ -15,7 +15,8 @@ from specalign.training.cli import configs
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+FENCES = re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+BLOCKS = [text for language, text in FENCES if not language]
 COMMAND_LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 
 
