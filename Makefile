@@ -9,7 +9,7 @@ DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (about 12 minutes)
+demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (about 13 minutes on 2 cores)
 	$(BIN)/specalign-train --recipe training/demo.toml --output runs/demo
 	$(BIN)/specalign-bench run --suite benchmarks/demo.toml --output reports/demo \
 		$(foreach name,$(DEMO_DRAFTERS),--drafter $(name)=runs/demo/$(name))

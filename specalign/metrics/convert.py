@@ -1,6 +1,6 @@
 """The figures of other projects, computed from our steps, so that our table can stand beside anybody's.
 
-Read from their sources; docs/metrics.md lists the formulas.
+Formulas as their documentation and code were summarised in 2026; docs/metrics.md lists them.
 """
 
 from __future__ import annotations
