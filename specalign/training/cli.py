@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from specalign.config import parse_flags
+from specalign.config import flag_value, parse_flags
 from specalign.errors import run_cli, unknown
 from specalign.training.config import TrainConfig, check, resolve
 
@@ -52,20 +52,10 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
 
 def read_config(words: Sequence[str], method: str | None) -> TrainConfig:
     """Flags over recipe over preset over defaults; ``method`` stands for the one that flags or recipe name."""
-    recipe, flag_method = peek(words, "--recipe"), peek(words, "--method")
+    recipe, flag_method = flag_value(words, "--recipe"), flag_value(words, "--method")
     base = resolve(TrainConfig(), Path(recipe) if recipe else None, method or flag_method)
     config = parse_flags(TrainConfig, words, default=base, program=PROGRAM, description=DESCRIPTION)
     return replace(config, method=method) if method else config  # type: ignore[arg-type]
-
-
-def peek(words: Sequence[str], flag: str) -> str | None:
-    """The (last) value of ``flag`` on the line, before the whole line can be parsed."""
-    found = None
-    for index, word in enumerate(words):
-        name, equals, value = word.partition("=")
-        if name == flag and (equals or index + 1 < len(words)):
-            found = value if equals else words[index + 1]
-    return found
 
 
 def plot(words: Sequence[str]) -> None:

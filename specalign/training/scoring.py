@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from specalign.losses import Objective, chunked_loss, overlap
 from specalign.models.heads import Head, common_heads, head_of, hidden_states
+from specalign.models.masks import attention_masks
 from specalign.training.rows import Layout
 
 METRIC_BYTES = 64 * 2**20
@@ -42,35 +43,11 @@ def states(model: PreTrainedModel, layout: Layout) -> Tensor:
         inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": layout.input_ids}
     elif layout.visible is not None:
         assert layout.position_ids is not None
-        inputs["attention_mask"] = attention_masks(model, layout.visible, layout.position_ids)
+        inputs["attention_mask"] = attention_masks(
+            model.get_decoder().config, layout.visible, layout.position_ids, layout.position_ids, model.dtype
+        )
         inputs["position_ids"] = layout.position_ids
     return hidden_states(model, **inputs).flatten(0, 1)[layout.predictors]
-
-
-def attention_masks(
-    model: PreTrainedModel, visible: Tensor, position_ids: Tensor
-) -> Tensor | dict[str, Tensor]:
-    """The explicit mask [B, 1, L, L] as ``model`` takes it: boolean, or additive for eager attention.
-
-    A model that mixes layer types takes one mask for each; sliding layers see the last ``window`` positions.
-    """
-    config = model.config.get_text_config()
-    kinds = getattr(config, "layer_types", None) or ()
-    window = getattr(config, "sliding_window", None)
-    full = sliding = _mask(model, visible)
-    if window:
-        sliding = _mask(model, visible & (position_ids[:, :, None] - position_ids[:, None, :] < window))
-    if "sliding_attention" in kinds:
-        return {"full_attention": full, "sliding_attention": sliding}
-    return full if kinds else sliding
-
-
-def _mask(model: PreTrainedModel, visible: Tensor) -> Tensor:
-    visible = visible.unsqueeze(1)
-    if model.config._attn_implementation != "eager":
-        return visible
-    blocked = torch.finfo(model.dtype).min
-    return torch.zeros_like(visible, dtype=model.dtype).masked_fill(~visible, blocked)
 
 
 def can_pack(model: PreTrainedModel) -> bool:

@@ -15,6 +15,8 @@ from transformers import (
     Gemma3TextConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -43,7 +45,7 @@ T5_SIZES: dict[str, Any] = {
     "num_heads": 4,
     "decoder_start_token_id": 0,
 }
-FAMILIES = ("llama", "qwen2", "gemma2", "gemma3", "t5")
+FAMILIES = ("llama", "mistral", "qwen2", "gemma2", "gemma3", "t5")
 
 
 def make_model(
@@ -55,6 +57,8 @@ def make_model(
     model: PreTrainedModel
     if family == "llama":
         model = LlamaForCausalLM(LlamaConfig(**sizes))
+    elif family == "mistral":  # one window for all layers, no layer types
+        model = MistralForCausalLM(MistralConfig(**sizes, sliding_window=5))
     elif family == "qwen2":
         config = Qwen2Config(**sizes, use_sliding_window=True, sliding_window=5, max_window_layers=1)
         model = Qwen2ForCausalLM(config)
