@@ -91,13 +91,14 @@ def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, progra
 
 
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
-    """What follows ``flag`` on a command line, as ``--flag value`` or ``--flag=value``; None where it is missing."""
+    """What follows the last ``flag``, as ``--flag value`` or ``--flag=value``; None where it is missing."""
+    found = None
     for word, following in zip(arguments, [*arguments[1:], None], strict=True):
         if word == flag:
-            return following
-        if word.startswith(f"{flag}="):
-            return word.removeprefix(f"{flag}=")
-    return None
+            found = following
+        elif word.startswith(f"{flag}="):
+            found = word.removeprefix(f"{flag}=")
+    return found
 
 
 def write_config(path: Path, config: Any) -> None:

@@ -75,9 +75,8 @@ def resolve_model(name: str) -> str:
         if not (path / "config.json").is_file():
             raise UserError(f"{name} is not a model folder: it has no config.json")
         return str(path)
-    looks_local = name.startswith((".", "/", "~")) or name.count("/") != 1
-    if looks_local and "/" in name:
-        raise UserError(f"no such model folder: {name}")
+    if name.startswith((".", "/", "~")) or name.count("/") != 1:
+        raise UserError(f"no such model folder: {name} (on the hub a model is owner/name)")
     return name
 
 
