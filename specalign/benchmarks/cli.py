@@ -13,6 +13,7 @@ from specalign import __version__
 from specalign.benchmarks.config import BenchConfig, check
 from specalign.config import flag_value, load_config, parse_flags
 from specalign.errors import UserError, run_cli, unknown
+from specalign.templates import prompt_text
 
 PROGRAM = "specalign-bench"
 USAGE = f"""\
@@ -105,7 +106,9 @@ def parse_run(arguments: Sequence[str]) -> BenchConfig:
         description=BenchConfig.__doc__ or "",
     )
     check(config)
-    return config
+    return replace(
+        config, data=replace(config.data, prompt=prompt_text(config.data.prompt, config.data.source))
+    )
 
 
 def _run(arguments: Sequence[str]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from specalign.config import STRICT
 from specalign.errors import UserError
@@ -33,23 +35,25 @@ class TargetConfig:
 class DataConfig:
     """Prompts and references."""
 
-    source: str = "builtin:docstrings"
-    """builtin:docstrings, spec_bench:PATH, cnn_dailymail, xsum, owner/name[:config], a data file or folder."""
+    source: Annotated[str, arg(aliases=["--data"])] = "builtin:docstrings"
+    """builtin:docstrings, spec_bench:PATH, cnn_dailymail, xsum, gsm8k, wmt, owner/name[:config], a file or folder."""
     split: Literal["train", "validation", "test"] = "test"
     """Split of the data set."""
     document: str = ""
-    """Column of the document; empty: the source's own default."""
+    """Column of the document, or column.field; empty: the source's own default."""
     reference: str = ""
-    """Column of the reference; empty: the source's own default."""
+    """Column of the reference, or column.field; empty: the source's own default."""
+    skip_bad_rows: Annotated[bool, arg(aliases=["--skip-bad-rows"])] = False
+    """List rows that cannot be used and go on without them, instead of stopping."""
     category: str = ""
     """Only examples of this category; empty: all."""
-    prompt: str = "Summarize this documentation in one sentence.\n\n{document}"
-    """The user's message, with {document} in it."""
+    prompt: str = ""
+    """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
     max_prompt_tokens: int = 256
     """Longest prompt, in tokens; documents are cut to fit, and counted."""
-    limit: int = 32
+    limit: Annotated[int, arg(aliases=["--limit"])] = 32
     """Number of prompts; 0: the whole split."""
     __pydantic_config__ = STRICT
 

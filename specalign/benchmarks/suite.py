@@ -131,7 +131,9 @@ def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> li
     data = config.data
     columns = Columns(data.document, data.reference)
     limit = None if data.category else data.limit or None
-    examples = load_examples(data.source, data.split, columns=columns, limit=limit)
+    examples = load_examples(
+        data.source, data.split, columns=columns, limit=limit, skip_bad_rows=data.skip_bad_rows
+    )
     if data.category:
         names = sorted({example.category for example in examples})
         examples = [example for example in examples if example.category == data.category][: data.limit or None]

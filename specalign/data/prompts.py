@@ -10,9 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from specalign.data.examples import Example
 from specalign.errors import UserError, unknown
+from specalign.templates import PLACE
 
 Template = Literal["auto", "chat", "plain"]
-PLACE = "{document}"
 
 
 @dataclass(frozen=True)

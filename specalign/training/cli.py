@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specalign.config import flag_value, parse_flags
 from specalign.errors import run_cli, unknown
+from specalign.templates import prompt_text
 from specalign.training.config import TrainConfig, check, resolve
 
 PROGRAM = "specalign-train"
@@ -47,7 +48,13 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
             found.append(replace(config, output=first.output / method))
     for config in found:
         check(config)
-    return [replace(config, recipe=None, compare=()) for config in found]
+    return [replace(with_prompt(config), recipe=None, compare=()) for config in found]
+
+
+def with_prompt(config: TrainConfig) -> TrainConfig:
+    """The config with the prompt's text in the place of its name."""
+    text = prompt_text(config.data.prompt, config.data.source)
+    return replace(config, data=replace(config.data, prompt=text))
 
 
 def read_config(words: Sequence[str], method: str | None) -> TrainConfig:

@@ -9,7 +9,9 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
+
+from tyro.conf import arg
 
 from specalign.config import STRICT, Weights, load_config
 from specalign.errors import UserError, unknown
@@ -60,14 +62,16 @@ class StudentConfig:
 class DataConfig:
     """Prompts and references."""
 
-    source: str = "builtin:docstrings"
-    """builtin:docstrings, cnn_dailymail, xsum, owner/name[:config], a .jsonl/.parquet/.csv file or a folder."""
+    source: Annotated[str, arg(aliases=["--data"])] = "builtin:docstrings"
+    """builtin:docstrings, cnn_dailymail, xsum, gsm8k, wmt, owner/name[:config], a data file or folder."""
     document: str = ""
-    """Column of the document; empty: the source's own default."""
+    """Column of the document, or column.field; empty: the source's own default."""
     reference: str = ""
-    """Column of the reference; empty: the source's own default."""
-    prompt: str = "Summarize this documentation in one sentence.\n\n{document}"
-    """The user's message, with {document} in it."""
+    """Column of the reference, or column.field; empty: the source's own default."""
+    skip_bad_rows: Annotated[bool, arg(aliases=["--skip-bad-rows"])] = False
+    """List rows that cannot be used and go on without them, instead of stopping."""
+    prompt: str = ""
+    """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
     max_prompt_tokens: int = 128

@@ -200,7 +200,9 @@ def load_split(data: DataConfig, split: Split) -> list:
     """The examples of one split, limited as the recipe says."""
     limit = data.n_train if split == "train" else data.n_validation
     columns = Columns(data.document, data.reference)
-    return load_examples(data.source, split, columns=columns, limit=limit or None)
+    return load_examples(
+        data.source, split, columns=columns, limit=limit or None, skip_bad_rows=data.skip_bad_rows
+    )
 
 
 def attention_of(name: Attention, device: torch.device) -> Attention:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +13,9 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specalign.data import Columns, Example, encode_prompts, load_examples
+from specalign.data.sources import HUB
 from specalign.errors import UserError
+from specalign.templates import OF_SOURCE, PLACE, PROMPTS, prompt_text
 
 CHAT = "{% for m in messages %}<u> {{ m['content'] }} {% endfor %}<a>"
 
@@ -77,7 +81,7 @@ def test_spec_bench(tmp_path: Path) -> None:
         {"question_id": 9, "category": "rag", "turns": ["text"], "reference": [["one", "two"]]},
     )
     assert load_examples(f"spec_bench:{path}", "test") == [
-        Example("7", "first", "", "writing"),
+        Example("7", "first", "", "multi_turn_conversation"),
         Example("8", "text", "short", "summarization"),
         Example("9", "text", "one, two", "rag"),
     ]
@@ -86,9 +90,9 @@ def test_spec_bench(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"text": "d"}], r"row 1: no column 'document' \(columns: text\)"),
-        ([{"document": "d"}, {"document": " "}], "row 2: column 'document' is empty or not text"),
-        ([{"document": "d", "reference": 3}], "row 1: column 'reference' is not text"),
+        ([{"text": "d"}], r"line 1: no column 'document' \(columns: text\)"),
+        ([{"document": "d"}, {"document": " "}], "line 2: column 'document' is empty or not text"),
+        ([{"document": "d", "reference": 3}], "line 1: column 'reference' is not text"),
         ([[1]], "line 1: not a JSON object"),
         ([], "is empty"),
     ],
@@ -101,7 +105,7 @@ def test_bad_rows_are_named(tmp_path: Path, rows: list[object], message: str) ->
 def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"document": "d"}\n{"document": \n')
-    with pytest.raises(UserError, match=r"bad\.jsonl, line 2: not JSON"):
+    with pytest.raises(UserError, match=r"bad\.jsonl: 1 bad row: line 2: not JSON"):
         load_examples(str(path), "train")
 
 
@@ -110,6 +114,7 @@ def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
     [
         ("cnn_dailymial", "unknown data set 'cnn_dailymial'; did you mean 'cnn_dailymail'"),
         ("builtin:docs", "unknown data set 'builtin:docs'"),
+        ("spec_bench:/data", "takes Spec-Bench's question.jsonl"),
         ("nowhere.jsonl", r"no such data file: nowhere\.jsonl"),
         ("spec_bench:nowhere.jsonl", r"no such data file: nowhere\.jsonl"),
     ],
@@ -163,9 +168,113 @@ def test_the_real_spec_bench() -> None:
     summaries = [example for example in examples if example.category == "summarization"]
     assert len(summaries) == 80
     assert all(example.reference for example in summaries)
+    sizes = Counter(example.category for example in examples)
+    assert len(sizes) == 6
+    assert set(sizes.values()) == {80}
 
 
 def test_one_column_may_be_named_alone(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", {"document": "d", "summary": "s", "reference": "r"})
     assert load_examples(str(path), "train", columns=Columns("", "summary")) == [Example("1", "d", "s")]
     assert load_examples(str(path), "train", columns=Columns("summary", "")) == [Example("1", "s", "r")]
+
+
+BAD = ('{"document": "a"}', "{", '{"document": ""}', "[1]", '{"document": "b"}')
+
+
+def test_all_bad_rows_are_listed_by_their_line(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(BAD) + "\n")
+    with pytest.raises(UserError) as caught:
+        load_examples(str(path), "train")
+    assert "3 bad rows: line 2: not JSON" in str(caught.value)
+    for place in ("line 3: column 'document' is empty", "line 4: not a JSON object", "--skip-bad-rows"):
+        assert place in str(caught.value)
+
+
+def test_bad_rows_are_left_out_only_when_asked_and_are_listed_then_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(BAD) + "\n")
+    found = load_examples(str(path), "train", skip_bad_rows=True)
+    assert [(example.id, example.document) for example in found] == [("1", "a"), ("5", "b")]
+    assert "left out 3 bad rows: line 2: not JSON" in capsys.readouterr().err
+    assert len(load_examples(str(path), "train", limit=2, skip_bad_rows=True)) == 2
+    assert len(load_examples(str(path), "train", limit=1)) == 1, "what is not read cannot be bad"
+
+
+def test_a_file_without_a_good_row_is_not_read_to_its_end(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "data.jsonl", *({"text": "d"} for _ in range(1000)))
+    with pytest.raises(UserError, match=r"200 bad rows: line 1: no column .* and 180 more"):
+        load_examples(str(path), "train")
+    with pytest.raises(UserError, match="is empty: 200 bad rows"):
+        load_examples(str(path), "train", skip_bad_rows=True)
+
+
+def test_csv_cells(tmp_path: Path) -> None:
+    """A byte-order mark, cells of several lines and of any length are fine; a row that is too long is named."""
+    path = tmp_path / "data.csv"
+    path.write_text('\ufeffdocument,reference\n"two\nlines",r\n' + "x" * 200_000 + ",s\n", encoding="utf-8")
+    first, second = load_examples(str(path), "train")
+    assert (first.document, first.reference) == ("two\nlines", "r")
+    assert len(second.document) == 200_000
+    path.write_text("document,reference\na,b\nc,d,e\n")
+    with pytest.raises(UserError, match="line 3: more cells than the header has"):
+        load_examples(str(path), "train")
+
+
+def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"document": "caf\xe9"}\n')
+    with pytest.raises(UserError, match=r"a\.jsonl is not UTF-8 text .*iconv"):
+        load_examples(str(tmp_path / "a.jsonl"), "train")
+    (tmp_path / "a.parquet").write_bytes(b"document\nd\n")
+    with pytest.raises(UserError, match=r"a\.parquet is not a Parquet file"):
+        load_examples(str(tmp_path / "a.parquet"), "train")
+
+
+HUB_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "cnn_dailymail": ({"article": "d", "highlights": "r", "id": "7"}, "abisee/cnn_dailymail", "validation"),
+    "xsum": ({"document": "d", "summary": "r", "id": "7"}, "EdinburghNLP/xsum", "validation"),
+    "gsm8k": ({"question": "d", "answer": "r"}, "openai/gsm8k", "train[95%:]"),
+    "wmt": ({"translation": {"en": "d", "de": "r"}}, "wmt/wmt14", "validation"),
+    "my/set:small": ({"document": "d", "reference": "r"}, "my/set", "validation"),
+}
+
+
+@pytest.mark.parametrize("source", HUB_ROWS)
+def test_hub_data_sets_by_name(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its own columns and splits; a few rows are streamed, many are not."""
+    row, name, part = HUB_ROWS[source]
+    calls: list[tuple[str, str, bool]] = []
+
+    def load_dataset(name: str, _configuration: str | None, *, split: str, streaming: bool = False) -> Any:
+        calls.append((name, split, streaming))
+        return [row] * 100
+
+    monkeypatch.setattr("datasets.load_dataset", load_dataset)
+    (example,) = load_examples(source, "validation", limit=1)
+    assert (example.document, example.reference) == ("d", "r")
+    assert len(load_examples(source, "validation")) == 100
+    assert calls == [(name, part, "[" not in part), (name, part, False)]
+
+
+def test_a_hub_without_a_network_says_what_to_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="hf download --repo-type dataset nobody/nothing"):
+        load_examples("nobody/nothing", "test", limit=3)
+
+
+def test_prompts_by_name() -> None:
+    """A text with its place is itself; a name is a text; without either, each source has its own."""
+    assert prompt_text("Say {document}", "xsum") == "Say {document}"
+    assert prompt_text("summarize", "xsum") == "summarize: {document}"
+    assert prompt_text("", "spec_bench:q.jsonl") == prompt_text("", "my.jsonl") == "{document}"
+    assert all(PLACE in text for text in PROMPTS.values())
+    assert set(OF_SOURCE.values()) <= set(PROMPTS)
+    assert set(HUB) <= set(OF_SOURCE)
+    with pytest.raises(
+        UserError, match=r"no \{document\}: 'sumarize'; put it there, or name one of: .*summarize"
+    ):
+        prompt_text("sumarize", "xsum")
