@@ -11,6 +11,7 @@ import pytest
 from specalign.benchmarks.cli import COMMANDS, parse_run
 from specalign.reports.tables import comparison
 from specalign.results import read_result
+from specalign.training.cli import COMMANDS as TRAIN_COMMANDS
 from specalign.training.cli import configs
 
 ROOT = Path(__file__).parent.parent
@@ -35,7 +36,8 @@ def test_the_gate_calls_the_readmes_test_command() -> None:
 @pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("specalign-train ")])
 def test_training_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    assert configs(shlex.split(line)[1:])
+    words = shlex.split(line)[1:]
+    assert configs(words[1:] if words[0] in TRAIN_COMMANDS else words)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMAND_LINES if line.startswith("specalign-bench ")])
@@ -43,7 +45,7 @@ def test_benchmark_commands_parse(line: str, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.chdir(ROOT)
     command, *rest = shlex.split(line)[1:]
     assert command in COMMANDS
-    if command == "run":
+    if command in ("run", "check"):
         assert parse_run(rest).drafter
 
 

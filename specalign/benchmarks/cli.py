@@ -23,6 +23,7 @@ Measure drafters by speculative decoding, next to the plain target in the same r
 
 commands:
   run --suite FILE --drafter NAME=PATH ...   decode, write records.jsonl, result.json and the report
+  check --suite FILE ...                     look at models, data and memory without loading a weight
   report RUN                                 rebuild report.md and the plots of a run from its files
   compare RUN RUN ...                        put the rows of several runs side by side
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
@@ -92,8 +93,8 @@ def main(arguments: Sequence[str]) -> None:
     COMMANDS[command](rest)
 
 
-def parse_run(arguments: Sequence[str]) -> BenchConfig:
-    """The config of ``run``: flags over suite file over defaults."""
+def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
+    """The config of ``run`` and ``check``: flags over suite file over defaults."""
     suite = flag_value(arguments, "--suite")
     default = BenchConfig() if suite is None else load_config(BenchConfig, Path(suite))
     if "output" not in _keys_of(suite):
@@ -102,7 +103,7 @@ def parse_run(arguments: Sequence[str]) -> BenchConfig:
         BenchConfig,
         _gather(arguments, "--drafter"),
         default=default,
-        program=f"{PROGRAM} run",
+        program=f"{PROGRAM} {command}",
         description=BenchConfig.__doc__ or "",
     )
     check(config)
@@ -121,6 +122,17 @@ def _run(arguments: Sequence[str]) -> None:
     logging.disable_progress_bar()
     run(config)
     _show(config.output)
+
+
+def _check(arguments: Sequence[str]) -> None:
+    config = parse_run(arguments, "check")
+    from transformers.utils.logging import set_verbosity_error
+
+    from specalign.benchmarks.preflight import findings
+    from specalign.preflight import report
+
+    set_verbosity_error()
+    report(f"{PROGRAM}: before the run", findings(config, data=True))
 
 
 def _report(arguments: Sequence[str]) -> None:
@@ -233,6 +245,7 @@ def _keys_of(suite: str | None) -> set[str]:
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
+    "check": _check,
     "report": _report,
     "compare": _compare,
     "explain": _explain,

@@ -18,6 +18,7 @@ from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
 from specalign.benchmarks.config import TARGET, BenchConfig
+from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, load_suite
 from specalign.config import as_table
 from specalign.decoding import Generation, generate
@@ -25,6 +26,7 @@ from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.verification import LOSSY
 from specalign.errors import UserError
 from specalign.metrics import METRICS_VERSION
+from specalign.preflight import require_passed
 from specalign.progress import progress_bar
 from specalign.provenance import file_sha256, stamp
 from specalign.results import (
@@ -62,6 +64,7 @@ def run(config: BenchConfig) -> BenchmarkResult:
         return before
     if config.threads:
         torch.set_num_threads(config.threads)
+    require_passed(findings(config, data=False))
     suite = load_suite(config)
     plan = cells(suite, config)
     result = _opening(config, suite, plan, checkpoints)

@@ -19,7 +19,6 @@ from specalign.models.heads import head_of
 from specalign.models.load import (
     load_model,
     load_tokenizer,
-    require_same_tokenizer,
     resolve_device,
     resolve_dtype,
     resolve_model,
@@ -63,16 +62,11 @@ class Suite:
 
 
 def load_suite(config: BenchConfig) -> Suite:
-    """Load models and prompts. Raises UserError for whatever of the config does not fit together."""
+    """Load models and prompts, of a config whose preflight passed. Raises UserError for data that do not fit."""
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.target.dtype, device)
     named = named_drafters(config)
     tokenizer = load_tokenizer(config.target.model, trust_remote_code=config.target.trust_remote_code)
-    for name, path in named.items():  # before anything large is loaded
-        try:
-            require_same_tokenizer(load_tokenizer(path), tokenizer)
-        except UserError as error:
-            raise UserError(f"drafter {name!r}: {error}") from None
     prompts = _load_prompts(config, tokenizer)
     with progress_bar("loading models", 1 + len(named)) as bar:
         target = load_model(

@@ -5,6 +5,7 @@ A name is a hub id (``Qwen/Qwen2.5-0.5B-Instruct``), a local folder, a ``.gguf``
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,8 @@ from specalign.models.gguf import builtin_gguf, convert_gguf
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Quantization = Literal["none", "4bit", "8bit"]
+BITS: dict[Quantization, float | None] = {"none": None, "4bit": 4.5, "8bit": 8.0}
+"""Bits of a quantised weight, block scales included; None: those of its dtype."""
 DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -115,6 +118,15 @@ def load_model(
     return model.eval()
 
 
+def empty_model(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+    """The model's class without weights, on the meta device: only its config is read."""
+    source = resolve_model(name)
+    with _clear_errors(name), torch.device("meta"):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        return auto.from_config(config, trust_remote_code=trust_remote_code)
+
+
 def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless both map the same tokens to the same ids; names the first difference."""
     ours, theirs = student.get_vocab(), teacher.get_vocab()
@@ -130,13 +142,16 @@ def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrained
     raise UserError(f"student and teacher have different tokenizers: {found}; choose two models of one family")
 
 
-def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> Any:
-    import importlib.util
+def require_bitsandbytes(quantization: Quantization) -> None:
+    """Raise UserError where quantisation is asked for and its package is missing."""
+    if quantization != "none" and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(f"{quantization} needs bitsandbytes; install it with: pip install 'specalign[quant]'")
 
+
+def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> Any:
     from transformers import BitsAndBytesConfig
 
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(f"{quantization} needs bitsandbytes; install it with: pip install 'specalign[quant]'")
+    require_bitsandbytes(quantization)
     if quantization == "8bit":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype)

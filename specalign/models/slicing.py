@@ -26,6 +26,13 @@ def choose_layers(n_layers: int, n_keep: int, how: Literal["ends", "even"] = "en
     return (*range(below), *range(n_layers - (n_keep - below), n_layers))
 
 
+def require_layers(layers: Sequence[int], n_layers: int) -> None:
+    """Raise UserError unless ``layers`` rises strictly from 0 to the last of ``n_layers``."""
+    chosen = list(layers)
+    if chosen != sorted(set(chosen)) or not chosen or (chosen[0], chosen[-1]) != (0, n_layers - 1):
+        raise UserError(f"layers must rise from 0 to {n_layers - 1}, the first and the last kept, not {chosen}")
+
+
 @torch.no_grad()
 def slice_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
     """A model of the teacher's class with only ``layers`` of its (decoder) stack, weights copied.
@@ -33,10 +40,8 @@ def slice_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
     An encoder-decoder model keeps its whole encoder. Layer types (sliding, full) follow their layers. Raises
     UserError unless ``layers`` rises strictly from 0 to the teacher's last layer.
     """
-    n_layers = len(decoder_layers(teacher))
     chosen = list(layers)
-    if chosen != sorted(set(chosen)) or not chosen or (chosen[0], chosen[-1]) != (0, n_layers - 1):
-        raise UserError(f"layers must rise from 0 to {n_layers - 1}, the first and the last kept, not {chosen}")
+    require_layers(chosen, len(decoder_layers(teacher)))
     student = type(teacher)(_sliced_config(teacher, chosen))
     student.to(teacher.dtype)  # type: ignore[arg-type]
     student.load_state_dict(_sliced_weights(teacher, chosen))

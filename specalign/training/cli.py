@@ -19,6 +19,7 @@ DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plai
   specalign-train --recipe training/gkd.toml --output runs/gkd --optimiser.lr 1e-4
   specalign-train --compare untrained aligned sft gkd --output runs/compare
   specalign-train plot RUN ...                          draw the curves of train.jsonl
+  specalign-train check --recipe training/gkd.toml      models, data and memory, without loading a weight
   specalign-train plan --recipe training/gkd.toml       parameters and memory, without training
 
 An interrupted run goes on from its last checkpoint when the same command is given again."""
@@ -85,7 +86,19 @@ def plan(words: Sequence[str]) -> None:
         print_plan(config)
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"plot": plot, "plan": plan}
+def check_first(words: Sequence[str]) -> None:
+    """Check what a run would need, without loading a weight."""
+    found = configs(words)
+    from transformers.utils.logging import set_verbosity_error
+
+    from specalign.preflight import report
+    from specalign.training.preflight import findings
+
+    set_verbosity_error()
+    report(f"{PROGRAM}: before training", findings(found, data=True))
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"plot": plot, "plan": plan, "check": check_first}
 
 
 def entry() -> None:

@@ -33,7 +33,7 @@ from specalign.training.checkpoints import (
 from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.materials import Materials
 from specalign.training.optimiser import adamw, clip_gradients, rate
-from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses
+from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss
 from specalign.training.validation import Validation, as_fields, disagreement, make_validation
@@ -129,9 +129,7 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
 def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:
     """The prompts that have the responses which the method needs, and the policy that uses these."""
     rollout = config.rollout
-    branches = rollout.style == "branches" and rollout.source in ("student", "mixed")
-    if branches and materials.teacher.config.is_encoder_decoder:
-        raise UserError('encoder-decoder models cannot branch; use rollout.style = "full"')
+    require_style(rollout, materials.teacher.config.is_encoder_decoder)
     references = materials.references("train") if needs_references(rollout) else {}
     responses = materials.responses("train") if needs_responses(rollout) else {}
     prompts = [

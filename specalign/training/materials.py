@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,12 +24,12 @@ from specalign.models.load import (
     Attention,
     load_model,
     load_tokenizer,
-    require_same_tokenizer,
     resolve_device,
     resolve_dtype,
     resolve_model,
 )
-from specalign.models.properties import context_limit, decoder_layers, decoder_start_id, eos_ids
+from specalign.models.preflight import flash_needs
+from specalign.models.properties import decoder_layers, decoder_start_id, eos_ids
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
@@ -167,21 +166,10 @@ class Materials:
 
 
 def load_materials(config: TrainConfig) -> Materials:
-    """Load teacher, tokenizer and data. Raises UserError for whatever a user can mend."""
+    """Load teacher, tokenizer and data, of a checked config. Raises UserError for data that do not fit."""
     device = resolve_device(local_device(config.device))
     train, validation = load_split(config.data, "train"), load_split(config.data, "validation")
     tokenizer = load_tokenizer(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
-    if config.student.model:
-        require_same_tokenizer(load_tokenizer(config.student.model), tokenizer)
-    teacher = load_model(
-        config.teacher.model,
-        dtype=resolve_dtype(config.teacher.dtype, device),
-        device=device,
-        quantization=config.teacher.quantization,
-        attn=attention_of(config.attn, device),
-        trust_remote_code=config.teacher.trust_remote_code,
-    ).requires_grad_(False)
-    _require_room(teacher, config.data)
 
     def encoded(examples: list) -> list[Prompt]:
         data = config.data
@@ -193,7 +181,16 @@ def load_materials(config: TrainConfig) -> Materials:
             max_prompt_tokens=data.max_prompt_tokens,
         )
 
-    return Materials(config, device, tokenizer, teacher, encoded(train), encoded(validation))
+    prompts = encoded(train), encoded(validation)  # what is wrong with them is said before a model is loaded
+    teacher = load_model(
+        config.teacher.model,
+        dtype=resolve_dtype(config.teacher.dtype, device),
+        device=device,
+        quantization=config.teacher.quantization,
+        attn=attention_of(config.attn, device),
+        trust_remote_code=config.teacher.trust_remote_code,
+    ).requires_grad_(False)
+    return Materials(config, device, tokenizer, teacher, *prompts)
 
 
 def load_split(data: DataConfig, split: Split) -> list:
@@ -209,17 +206,10 @@ def attention_of(name: Attention, device: torch.device) -> Attention:
     """flash_attention_2 needs CUDA and the flash-attn package; without them the model's own default is used."""
     if name != "flash_attention_2":
         return name
-    missing = (
-        "a CUDA device" if device.type != "cuda" else "the package flash-attn" if not has_flash_attn() else ""
-    )
+    missing = flash_needs(device)
     if missing:
         print(f"specalign-train: attn = flash_attention_2 needs {missing}; using the model's default attention")
     return "auto" if missing else name
-
-
-def has_flash_attn() -> bool:
-    """Whether the flash-attn package is installed."""
-    return importlib.util.find_spec("flash_attn") is not None
 
 
 def teacher_identity(name: str, teacher: PreTrainedModel) -> str:
@@ -252,21 +242,9 @@ def _padded(batch: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tens
 
 def _existing_student(materials: Materials, name: str) -> PreTrainedModel:
     config = materials.config
-    student = load_model(
+    return load_model(
         name,
         device=materials.device,
         attn=attention_of(config.attn, materials.device),
         trust_remote_code=config.teacher.trust_remote_code,
     )
-    if student.config.is_encoder_decoder != materials.teacher.config.is_encoder_decoder:
-        raise UserError(f"student {name!r} and teacher {config.teacher.model!r} are of different kinds")
-    return student
-
-
-def _require_room(teacher: PreTrainedModel, data: DataConfig) -> None:
-    limit = context_limit(teacher)
-    needed = data.max_prompt_tokens + data.max_response_tokens
-    if limit is not None and needed > limit:
-        raise UserError(
-            f"data.max_prompt_tokens + data.max_response_tokens = {needed} exceed the teacher's context of {limit}"
-        )

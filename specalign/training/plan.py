@@ -6,13 +6,13 @@ import copy
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from specalign.errors import UserError
 from specalign.losses.chunked import CHUNK_BYTES
-from specalign.models.load import resolve_device, resolve_dtype, resolve_model
+from specalign.models.load import BITS, resolve_device, resolve_dtype, resolve_model
+from specalign.models.preflight import device_memory_bytes
 from specalign.training.config import TrainConfig
 
 LOGIT_COPIES = 12
@@ -20,8 +20,6 @@ LOGIT_COPIES = 12
 ACTIVATIONS_PER_LAYER = 34
 """Bytes of activations per token, layer and hidden unit at two bytes a number, attention scores aside
 (Korthikanti et al. 2022, arXiv:2205.05198, section 4)."""
-BITS = {"none": None, "4bit": 4.5, "8bit": 8.0}
-"""Bits of a quantised weight, block scales included."""
 
 
 @dataclass(frozen=True)
@@ -74,9 +72,7 @@ def print_plan(config: TrainConfig) -> None:
     """The plan as a table, with the memory of this machine's device for comparison."""
     plan = make_plan(config)
     device = resolve_device(config.device)
-    memory = psutil.virtual_memory().total
-    if device.type == "cuda":
-        memory = torch.cuda.get_device_properties(device).total_memory
+    memory = device_memory_bytes(device)
     lines = [
         f"{config.method}: student {plan.student_parameters / 1e6:.1f} M parameters, "
         f"teacher {plan.teacher_parameters / 1e6:.1f} M ({config.teacher.quantization})",

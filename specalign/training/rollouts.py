@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 
 from specalign.data import Prompt
 from specalign.decoding.generate import generate
+from specalign.errors import UserError
 from specalign.models.properties import decoder_start_id
 from specalign.results import atomic_path
 from specalign.training.config import RolloutConfig
@@ -200,6 +201,13 @@ class Policy:
 
     def _prefix(self, row: Row, start: int) -> Tokens:
         return row.encoder or row.trunk[:start]
+
+
+def require_style(config: RolloutConfig, is_encoder_decoder: bool) -> None:
+    """Raise UserError for branches where there is no one row to branch from."""
+    branches = config.style == "branches" and config.source in ("student", "mixed")
+    if branches and is_encoder_decoder:
+        raise UserError('encoder-decoder models cannot branch; use rollout.style = "full"')
 
 
 def needs_responses(config: RolloutConfig) -> bool:

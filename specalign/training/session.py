@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from transformers.utils.logging import disable_progress_bar
 
+from specalign.preflight import require_passed
 from specalign.training.config import TrainConfig
 from specalign.training.distributed import process_group, rank, wait_for_all
 from specalign.training.folder import is_complete
 from specalign.training.loop import train
 from specalign.training.materials import load_materials
+from specalign.training.preflight import findings
 
 
 def train_all(configs: Sequence[TrainConfig]) -> None:
@@ -27,6 +29,7 @@ def _train_all(configs: Sequence[TrainConfig]) -> None:
             print(f"{config.output}: complete already, nothing to do (--overwrite trains it again)", flush=True)
     if unfinished:
         disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time
+        require_passed(findings(unfinished, data=False))
         materials = load_materials(unfinished[0])
         for config in unfinished:
             train(config, materials)

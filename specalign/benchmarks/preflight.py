@@ -1,0 +1,131 @@
+"""What a benchmark run is checked for before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+from specalign.benchmarks.config import BenchConfig, named_drafters
+from specalign.data import Columns, encode_prompts
+from specalign.data.preflight import describe_prompts, describe_rows, first_rows, licence
+from specalign.decoding.verification import RULES
+from specalign.errors import UserError, unknown
+from specalign.models import preflight as models
+from specalign.models.load import BITS, require_bitsandbytes, resolve_device, resolve_dtype
+from specalign.models.properties import context_limit, n_parameters
+from specalign.preflight import Caution, Check, Finding, examine
+
+Load = Callable[[], models.Outline]
+
+
+def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
+    """Check a run; ``data`` looks at a few rows too, which a run need not: it reads all of them first."""
+    target: Load = cache(
+        lambda: models.outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
+    )
+    drafters: dict[str, Load] = {
+        name: cache(partial(_drafter, name, path)) for name, path in named_drafters(config).items()
+    }
+    checks: list[Check] = [
+        ("device", lambda: str(resolve_device(config.device))),
+        ("verification rule", lambda: _rule(config)),
+        ("target", lambda: models.describe(target())),
+        ("vocabulary", lambda: models.check_width(target())),
+        ("end of text", lambda: models.check_end(target())),
+        (
+            "attention",
+            lambda: models.check_attention(target(), config.target.attn, resolve_device(config.device)),
+        ),
+        ("context", lambda: _context(config, target())),
+    ]
+    for name, drafter in drafters.items():
+        checks += _drafter_checks(config, name, drafter, target)
+    checks.append(("memory", lambda: _memory(config, target(), [load() for load in drafters.values()])))
+    return examine([*checks, *(_data_checks(config, target) if data else [])])
+
+
+def _drafter(name: str, path: str) -> models.Outline:
+    try:
+        return models.outline(path)
+    except UserError as error:
+        raise UserError(f"drafter {name!r}: {error}") from None
+
+
+def _drafter_checks(config: BenchConfig, name: str, drafter: Load, target: Load) -> list[Check]:
+    def same_ids() -> str:
+        ours, theirs = drafter(), target()
+        try:
+            return models.check_same_ids(ours, theirs)
+        except UserError as error:
+            raise UserError(f"drafter {name!r}: {error}") from None
+
+    def attention() -> str | Caution:
+        return models.check_attention(drafter(), config.target.attn, resolve_device(config.device))
+
+    return [
+        (name, lambda: models.describe(drafter())),
+        (f"{name}: same kind", lambda: models.check_same_kind(drafter(), target())),
+        (f"{name}: same token ids", same_ids),
+        (f"{name}: vocabulary", lambda: models.check_width(drafter())),
+        (f"{name}: padding", lambda: models.check_padding(drafter(), target())),
+        (f"{name}: chat template", lambda: models.check_same_template(drafter(), target())),
+        (f"{name}: attention", attention),
+        (f"{name}: context", lambda: _context(config, drafter())),
+    ]
+
+
+def _rule(config: BenchConfig) -> str:
+    if config.decoding.rule not in RULES:
+        raise unknown("verification rule", config.decoding.rule, RULES)
+    return config.decoding.rule
+
+
+def _context(config: BenchConfig, model: models.Outline) -> str | Caution:
+    """Decoding ends early, without harm, where a context is full."""
+    needed = config.data.max_prompt_tokens + config.decoding.max_new_tokens
+    limit = context_limit(model.model)
+    if limit is not None and needed > limit:
+        return Caution(
+            f"the longest prompts leave fewer than max_new_tokens of {limit:,} positions: they end early"
+        )
+    return "relative positions: no limit" if limit is None else f"{needed:,} of {limit:,} positions"
+
+
+def _memory(config: BenchConfig, target: models.Outline, drafters: Sequence[models.Outline]) -> str:
+    """Weights alone: a single request's caches are small beside them."""
+    if config.target.quantization != "none":
+        require_bitsandbytes(config.target.quantization)
+    device = resolve_device(config.device)
+    full = 8 * resolve_dtype(config.target.dtype, device).itemsize
+    bits = BITS[config.target.quantization] or full
+    needed = (n_parameters(target.model) * bits + sum(n_parameters(each.model) * full for each in drafters)) / 8
+    memory = models.device_memory_bytes(device)
+    found = f"{needed / 2**30:.2f} GiB of weights, of {memory / 2**30:.2f} GiB on {device}"
+    if needed > memory:
+        raise UserError(
+            f"{found}; choose target.quantization = 4bit, fewer drafters at a time, or another device"
+        )
+    return found
+
+
+def _data_checks(config: BenchConfig, target: Load) -> list[Check]:
+    data = config.data
+    columns = Columns(data.document, data.reference)
+    rows = cache(lambda: first_rows(data.source, data.split, columns, skip_bad_rows=data.skip_bad_rows))
+
+    def prompts() -> str | Caution:
+        tokenizer = target().tokenizer
+        encoded = encode_prompts(
+            rows(),
+            tokenizer,
+            prompt=data.prompt,
+            template=data.template,
+            max_prompt_tokens=data.max_prompt_tokens,
+        )
+        return describe_prompts(encoded, tokenizer, data.template)
+
+    return [
+        ("rows", lambda: describe_rows(rows(), references=False)),
+        ("prompts", prompts),
+        ("data's licence", lambda: licence(data.source)),
+    ]

@@ -1,0 +1,86 @@
+"""What a few rows tell of a data set: columns, references, prompt, and the licence where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from specalign.data.examples import Columns, Example, Split
+from specalign.data.prompts import Prompt, Template
+from specalign.data.sources import HUB, HubSet, hub_set, load_examples
+from specalign.errors import UserError
+from specalign.preflight import Caution
+
+ROWS = 32
+"""Rows that are looked at."""
+
+
+def first_rows(source: str, split: Split, columns: Columns, *, skip_bad_rows: bool) -> list[Example]:
+    """A few examples of a split."""
+    return load_examples(source, split, columns=columns, limit=ROWS, skip_bad_rows=skip_bad_rows)
+
+
+def describe_rows(examples: Sequence[Example], *, references: bool) -> str | Caution:
+    """How many have references; with ``references``, raises UserError where none has."""
+    n = sum(bool(example.reference) for example in examples)
+    if references and not n:
+        raise UserError(
+            "the data has no references, which the method needs; name their column: --data.reference"
+        )
+    return f"the first {len(examples)} are read; {n} have a reference"
+
+
+def describe_prompts(
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, template: Template
+) -> str | Caution:
+    """Which template they have, how long they are, and how many are cut to fit."""
+    chat = template == "chat" or (template == "auto" and tokenizer.chat_template)
+    kind = "the tokenizer's chat template" if chat else "plain text"
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    n_cut = sum(prompt.n_truncated > 0 for prompt in prompts)
+    found = f"{kind}, up to {longest} tokens; {n_cut} of {len(prompts)} documents are cut to fit"
+    if not chat and template == "auto":
+        found += "; a base model may want --data.prompt tldr or question, T5 summarize or translate"
+    return Caution(f"{found}: max_prompt_tokens decides") if n_cut else found
+
+
+def licence(source: str) -> str | Caution:
+    """What is known of the data's licence, without downloading the data."""
+    if source.startswith("builtin:"):
+        return "PSF-2.0: Python's own documentation"
+    if source.startswith("spec_bench:"):
+        return "Apache-2.0 (Spec-Bench); its rows come from data sets with licences of their own"
+    if source in HUB:
+        return _as_its_card_says(HUB[source])
+    path = Path(source)
+    if path.exists():
+        folder = path if path.is_dir() else path.parent
+        beside = sorted(found.name for found in folder.iterdir() if found.name.upper().startswith("LICEN"))
+        return (
+            f"see {beside[0]} beside the data"
+            if beside
+            else Caution("none beside the data: is its use allowed?")
+        )
+    return _as_its_card_says(hub_set(source))
+
+
+def _as_its_card_says(known: HubSet) -> str | Caution:
+    stated = known.licence or _card_licence(known.name)
+    if stated in ("", "unknown"):
+        return Caution(f"not stated on its card: https://huggingface.co/datasets/{known.name}")
+    return f"{stated}, by its card: https://huggingface.co/datasets/{known.name}"
+
+
+def _card_licence(name: str) -> str:
+    """The licence field of a data set's card on the hub; empty where it has none or cannot be reached."""
+    from huggingface_hub import dataset_info
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        card = dataset_info(name, timeout=10).card_data
+    except (HfHubHTTPError, OSError):
+        return ""
+    found = getattr(card, "license", None) or ""
+    return ", ".join(found) if isinstance(found, list) else str(found)

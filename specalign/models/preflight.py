@@ -1,0 +1,167 @@
+"""What can be known of a model, and of a pair, from configs and tokenizers alone: no weights are read."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import suppress
+from dataclasses import dataclass
+
+import psutil
+import torch
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from specalign.errors import UserError
+from specalign.models.load import Attention, empty_model, load_tokenizer, require_same_tokenizer, resolve_model
+from specalign.models.properties import context_limit, decoder_layers, decoder_start_id, eos_ids, n_parameters
+from specalign.preflight import Caution
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model without weights, and its tokenizer."""
+
+    name: str
+    model: PreTrainedModel
+    """On the meta device."""
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def width(self) -> int:
+        """Rows of its embedding and head."""
+        return self.model.config.get_text_config().vocab_size
+
+    @property
+    def kind(self) -> str:
+        """Encoder-decoder or decoder-only."""
+        return "encoder-decoder" if self.model.config.is_encoder_decoder else "decoder-only"
+
+
+def outline(name: str, *, trust_remote_code: bool = False) -> Outline:
+    """Read config, generation config and tokenizer of a model by name; raises UserError as loading it would."""
+    model = empty_model(name, trust_remote_code=trust_remote_code)
+    with suppress(OSError):  # where it has none, what its config says holds
+        model.generation_config = GenerationConfig.from_pretrained(resolve_model(name))
+    return Outline(name, model, load_tokenizer(name, trust_remote_code=trust_remote_code))
+
+
+def describe(model: Outline) -> str:
+    """Class, kind and size."""
+    n = n_parameters(model.model)
+    layers = len(decoder_layers(model.model))
+    return f"{type(model.model).__name__}, {model.kind}, {n / 1e6:,.1f} M parameters, {layers} decoder layers"
+
+
+def check_attention(model: Outline, asked: Attention, device: torch.device) -> str | Caution:
+    """The attention implementation that the architecture will get."""
+    kind = type(model.model)
+    supported = {
+        "eager": True,
+        "sdpa": getattr(kind, "_supports_sdpa", False),
+        "flash_attention_2": getattr(kind, "_supports_flash_attn", False),
+    }
+    names = [name for name, has in supported.items() if has]
+    if asked == "flash_attention_2" and (missing := flash_needs(device)):
+        return Caution(f"flash_attention_2 needs {missing}; {_default_attention(model)} is used instead")
+    if asked != "auto" and asked not in names:
+        raise UserError(
+            f"{kind.__name__} does not support attn = {asked!r}; use auto, or one of: {', '.join(names)}"
+        )
+    return f"{_default_attention(model) if asked == 'auto' else asked} (supported: {', '.join(names)})"
+
+
+def flash_needs(device: torch.device) -> str:
+    """What FlashAttention 2 misses on this machine; empty: nothing."""
+    if device.type != "cuda":
+        return "a CUDA device"
+    return "" if importlib.util.find_spec("flash_attn") else "the package flash-attn"
+
+
+def check_end(model: Outline) -> str | Caution:
+    """The tokens that begin and end a text."""
+    if model.model.config.is_encoder_decoder:
+        try:
+            decoder_start_id(model.model)
+        except ValueError as error:
+            raise UserError(f"model {model.name!r}: {error}; add it to its config.json") from None
+    ids = eos_ids(model.model)
+    if not ids:
+        return Caution(
+            "no end-of-sequence token: every text runs to its length limit; add eos_token_id to config.json"
+        )
+    own = model.tokenizer.eos_token_id
+    shown = ", ".join(f"{id_} {model.tokenizer.convert_ids_to_tokens(id_)!r}" for id_ in ids)
+    if own is not None and own not in ids:
+        return Caution(
+            f"texts end with {shown}, but the tokenizer's end is {own}: references are given that one"
+        )
+    return f"texts end with {shown}"
+
+
+def check_same_ids(student: Outline, teacher: Outline) -> str:
+    """The same tokens have the same ids."""
+    require_same_tokenizer(student.tokenizer, teacher.tokenizer)
+    return f"all {len(teacher.tokenizer):,} ids mean the same"
+
+
+def check_same_kind(student: Outline, teacher: Outline) -> str:
+    """Both are encoder-decoder models, or neither is."""
+    if student.kind != teacher.kind:
+        raise UserError(
+            f"{student.name!r} is {student.kind}, {teacher.name!r} is {teacher.kind}: of different kinds; "
+            "choose two models of one family"
+        )
+    return f"both {teacher.kind}"
+
+
+def check_width(model: Outline) -> str:
+    """The head has a row for every id of the tokenizer."""
+    n_tokens = 1 + max(model.tokenizer.get_vocab().values())
+    if n_tokens > model.width:
+        raise UserError(
+            f"the tokenizer of {model.name!r} has ids up to {n_tokens - 1}, but its head has {model.width} rows; "
+            "use the tokenizer that the model was trained with, or resize its embeddings"
+        )
+    spare = model.width - n_tokens
+    return f"{model.width:,} rows for {n_tokens:,} ids" + (
+        f"; the {spare:,} others are left out" if spare else ""
+    )
+
+
+def check_padding(student: Outline, teacher: Outline) -> str | Caution:
+    """Rows are masked here, so padding never counts; other software may need it to agree."""
+    ours, theirs = student.tokenizer.pad_token_id, teacher.tokenizer.pad_token_id
+    if ours != theirs:
+        return Caution(
+            f"{ours} for the student, {theirs} for the teacher: harmless here, where rows are masked"
+        )
+    return f"id {theirs}" if theirs is not None else "none; none is needed"
+
+
+def check_same_template(student: Outline, teacher: Outline) -> str | Caution:
+    """Prompts are written with the teacher's chat template, whatever the student's."""
+    if student.tokenizer.chat_template != teacher.tokenizer.chat_template:
+        return Caution(
+            f"{student.name!r} has another chat template: prompts are written with {teacher.name!r}'s"
+        )
+    return "the same" if teacher.tokenizer.chat_template else "neither has one"
+
+
+def check_context(model: Outline, role: str, needed: int, asks: str) -> str:
+    """``needed`` tokens, which the fields ``asks`` ask for, fit into the model's positions."""
+    limit = context_limit(model.model)
+    if limit is None:
+        return "relative positions: no limit"
+    if needed > limit:
+        raise UserError(f"{asks} = {needed} exceed the {role}'s context of {limit}; lower one of them")
+    return f"{needed:,} of {limit:,} positions"
+
+
+def device_memory_bytes(device: torch.device) -> int:
+    """All memory of the device; the machine's for the CPU and for MPS, which shares it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return psutil.virtual_memory().total
+
+
+def _default_attention(model: Outline) -> str:
+    return str(model.model.config._attn_implementation)

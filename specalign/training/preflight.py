@@ -1,0 +1,144 @@
+"""What a training run is checked for before a weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache, partial
+
+from specalign.data import Columns, encode_prompts
+from specalign.data.preflight import describe_prompts, describe_rows, first_rows, licence
+from specalign.errors import UserError
+from specalign.models import preflight as models
+from specalign.models.load import require_bitsandbytes, resolve_device
+from specalign.models.properties import decoder_layers
+from specalign.models.slicing import choose_layers, require_layers
+from specalign.preflight import Caution, Check, Finding, examine
+from specalign.training.config import UNTRAINED, TrainConfig
+from specalign.training.distributed import local_device
+from specalign.training.plan import Plan, make_plan
+from specalign.training.rollouts import needs_references, require_style
+
+Load = Callable[[], models.Outline]
+ASKS = "data.max_prompt_tokens + data.max_response_tokens"
+
+
+def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
+    """Check the runs of one command: they share models and data and differ in their methods.
+
+    ``data`` looks at a few rows too; a run does not need that, since it reads all of them first.
+    """
+    config = configs[0]
+    teacher = cache(lambda: _outline(config, config.teacher.model))
+    checks: list[Check] = [
+        ("device", lambda: str(resolve_device(local_device(config.device)))),
+        ("teacher", lambda: models.describe(teacher())),
+        *_student_checks(config, teacher),
+        ("vocabulary", lambda: models.check_width(teacher())),
+        ("end of text", lambda: models.check_end(teacher())),
+        ("context", lambda: models.check_context(teacher(), "teacher", _needed(config), ASKS)),
+        ("attention", lambda: models.check_attention(teacher(), config.attn, resolve_device(config.device))),
+    ]
+    for each in configs:
+        checks += [
+            (f"method {each.method}", partial(_method, each, teacher)),
+            (f"memory, {each.method}", partial(_memory, each)),
+        ]
+    return examine([*checks, *(_data_checks(configs, teacher) if data else [])])
+
+
+def _outline(config: TrainConfig, name: str) -> models.Outline:
+    return models.outline(name, trust_remote_code=config.teacher.trust_remote_code)
+
+
+def _student_checks(config: TrainConfig, teacher: Load) -> list[Check]:
+    name = config.student.model
+    if not name:
+        return [("student", lambda: _slice(config, teacher()))]
+    student = cache(lambda: _outline(config, name))
+    return [
+        ("student", lambda: models.describe(student())),
+        ("same kind", lambda: models.check_same_kind(student(), teacher())),
+        ("same token ids", lambda: models.check_same_ids(student(), teacher())),
+        ("student's vocabulary", lambda: models.check_width(student())),
+        ("padding", lambda: models.check_padding(student(), teacher())),
+        ("chat template", lambda: models.check_same_template(student(), teacher())),
+        ("student's context", lambda: models.check_context(student(), "student", _needed(config), ASKS)),
+        (
+            "student's attention",
+            lambda: models.check_attention(student(), config.attn, resolve_device(config.device)),
+        ),
+    ]
+
+
+def _slice(config: TrainConfig, teacher: models.Outline) -> str:
+    student, n_layers = config.student, len(decoder_layers(teacher.model))
+    if config.teacher.quantization != "none":
+        raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
+    layers = student.layers or choose_layers(n_layers, student.n_layers, student.pick)
+    require_layers(layers, n_layers)
+    return f"layers {', '.join(map(str, layers))} of the teacher's {n_layers}, {student.start}"
+
+
+def _needed(config: TrainConfig) -> int:
+    return config.data.max_prompt_tokens + config.data.max_response_tokens
+
+
+def _method(config: TrainConfig, teacher: Load) -> str:
+    from specalign.training.loop import build_objective
+
+    if config.method in UNTRAINED:
+        return "takes no step"
+    require_style(config.rollout, teacher().model.config.is_encoder_decoder)
+    build_objective(config.objective)
+    weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
+    return f"{weights} on responses by: {config.rollout.source.replace('_', ' ')}"
+
+
+def _memory(config: TrainConfig) -> str | Caution:
+    """Weights, gradients and optimiser states must fit; activations are an estimate."""
+    require_bitsandbytes(config.teacher.quantization)
+    plan, device = make_plan(config), resolve_device(config.device)
+    memory = models.device_memory_bytes(device)
+    found = f"about {_gib(plan.total)} of {_gib(memory)} on {device}"
+    if _fixed(plan) > memory:
+        raise UserError(
+            f"{found}: weights, gradients and optimiser states alone take {_gib(_fixed(plan))}; choose a smaller "
+            "student (student.n_layers), teacher.quantization = 4bit, or another device"
+        )
+    if plan.total > memory:
+        return Caution(f"{found}; lower optimiser.batch, or set optimiser.gradient_checkpointing")
+    return found
+
+
+def _fixed(plan: Plan) -> int:
+    return plan.weights + plan.gradients + plan.optimiser
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.2f} GiB"
+
+
+def _data_checks(configs: Sequence[TrainConfig], teacher: Load) -> list[Check]:
+    data = configs[0].data
+    columns = Columns(data.document, data.reference)
+    references = any(each.method not in UNTRAINED and needs_references(each.rollout) for each in configs)
+    train = cache(lambda: first_rows(data.source, "train", columns, skip_bad_rows=data.skip_bad_rows))
+    validation = cache(lambda: first_rows(data.source, "validation", columns, skip_bad_rows=data.skip_bad_rows))
+
+    def prompts() -> str | Caution:
+        tokenizer = teacher().tokenizer
+        encoded = encode_prompts(
+            train(),
+            tokenizer,
+            prompt=data.prompt,
+            template=data.template,
+            max_prompt_tokens=data.max_prompt_tokens,
+        )
+        return describe_prompts(encoded, tokenizer, data.template)
+
+    return [
+        ("training rows", lambda: describe_rows(train(), references=references)),
+        ("validation rows", lambda: describe_rows(validation(), references=False)),
+        ("prompts", prompts),
+        ("data's licence", lambda: licence(data.source)),
+    ]

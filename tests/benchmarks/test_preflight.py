@@ -1,0 +1,50 @@
+"""specalign-bench check: a table of findings, exit code 2 where a run could not work, and no weight loaded."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specalign.benchmarks.cli import main, parse_run
+from specalign.benchmarks.preflight import findings
+from specalign.errors import run_cli
+
+Bench = Callable[..., list[str]]
+
+
+def test_the_table_names_every_check(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        "specalign.benchmarks.suite.load_model", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    words = ["check", *bench()[1:]]
+    assert run_cli("specalign-bench", lambda: main(words)) == 0
+    shown = capsys.readouterr().out
+    for text in ("target", "copy: same token ids", "small: attention", "memory", "prompts", "data's licence"):
+        assert text in shown
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_check_that_fails_is_exit_code_2(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", *bench("--data.document", "title", drafters=("foreign",))[1:]]
+    assert run_cli("specalign-bench", lambda: main(words)) == 2
+    shown = capsys.readouterr()
+    assert "id 3 is 'w59'" in shown.out
+    assert "no column 'title'" in shown.out
+    (line,) = shown.err.splitlines()
+    assert "2 of" in line
+    assert "foreign: same token ids, rows; see the table" in line
+
+
+def test_contexts_that_end_decoding_early_are_noted(bench: Bench) -> None:
+    checks = {finding.check: finding for finding in findings(parse_run(bench()[1:]), data=False)}
+    assert checks["context"].verdict == checks["copy: context"].verdict == "note"
+    assert "rows" not in checks
+
+
+def test_models_that_do_not_fit_into_memory(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specalign.models.preflight.device_memory_bytes", lambda _device: 1000)
+    checks = {finding.check: finding for finding in findings(parse_run(bench()[1:]), data=False)}
+    assert checks["memory"].verdict == "failed"
+    assert "choose target.quantization = 4bit" in checks["memory"].detail

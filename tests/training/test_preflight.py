@@ -1,0 +1,94 @@
+"""specalign-train check: everything that would stop a run is found before a weight is loaded."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import T5Config
+
+from specalign.errors import UserError
+from specalign.preflight import Finding
+from specalign.training.config import TrainConfig
+from specalign.training.preflight import findings
+from specalign.training.session import train_all
+
+Tiny = Callable[..., TrainConfig]
+
+
+def found(*configs: TrainConfig) -> dict[str, Finding]:
+    return {finding.check: finding for finding in findings(configs, data=True)}
+
+
+def failures(*configs: TrainConfig) -> str:
+    return " | ".join(finding.detail for finding in found(*configs).values() if finding.verdict == "failed")
+
+
+def test_a_sound_recipe_passes(tiny: Tiny) -> None:
+    checks = found(tiny("gkd"), tiny("sft"))
+    assert {finding.verdict for finding in checks.values()} <= {"ok", "note"}
+    assert checks["student"].detail == "layers 0, 3 of the teacher's 4, aligned"
+    assert checks["vocabulary"].detail == "64 rows for 63 ids; the 1 others are left out"
+    assert checks["training rows"].detail == "the first 12 are read; 12 have a reference"
+    assert {"method gkd", "method sft", "memory, gkd", "memory, sft"} <= set(checks)
+
+
+def test_no_weights_are_needed(tiny: Tiny, teacher_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(teacher_folder, tmp_path / "outline", ignore=shutil.ignore_patterns("*.safetensors"))
+    assert not failures(tiny(teacher={"model": str(tmp_path / "outline")}))
+
+
+@pytest.mark.parametrize(
+    ("changes", "remedy"),
+    [
+        ({"device": "cuda:9"}, "this machine has"),
+        (
+            {"teacher": {"model": "./nowhere"}},
+            "no such model folder: ./nowhere (on the hub a model is owner/name)",
+        ),
+        ({"teacher": {"quantization": "4bit"}}, "name an existing student.model"),
+        ({"student": {"n_layers": 9}}, "choose 2 to 4"),
+        ({"student": {"layers": (0, 2)}}, "layers must rise from 0 to 3"),
+        ({"data": {"max_prompt_tokens": 60}}, "= 66 exceed the teacher's context of 64; lower one of them"),
+        ({"data": {"document": "article"}}, "no column 'article' (columns: document, reference)"),
+        ({"data": {"source": "nowhere.jsonl"}}, "no such data file: nowhere.jsonl"),
+        ({"data": {"template": "chat"}}, 'the tokenizer has no chat template; use template = "plain"'),
+        ({"data": {"max_prompt_tokens": 2}}, "max_prompt_tokens = 2 leaves no room"),
+        ({"objective": {"weights": {"forwardkl": 1.0}}}, "did you mean 'forward_kl'"),
+        ({"student": {"model": "x/y/z"}}, "no such model folder: x/y/z"),
+    ],
+)
+def test_what_would_stop_a_run_is_named_with_its_remedy(
+    tiny: Tiny, changes: dict[str, Any], remedy: str
+) -> None:
+    assert remedy in failures(tiny("gkd", **changes))
+
+
+def test_an_encoder_decoder_teacher_cannot_branch(tiny: Tiny, teacher_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(
+        teacher_folder, tmp_path / "t5", ignore=shutil.ignore_patterns("*.safetensors", "*config.json")
+    )
+    shutil.copy(teacher_folder / "tokenizer_config.json", tmp_path / "t5")
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 3}
+    T5Config(**sizes | {"num_heads": 1, "decoder_start_token_id": 0}).save_pretrained(tmp_path / "t5")
+    teacher = {"model": str(tmp_path / "t5")}
+    assert 'use rollout.style = "full"' in failures(tiny("gkd", teacher=teacher))
+    assert not failures(tiny("gkd", teacher=teacher, rollout={"style": "full"}))
+
+
+def test_memory_that_cannot_suffice_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("specalign.models.preflight.device_memory_bytes", lambda _device: 1000)
+    assert "choose a smaller student" in failures(tiny("gkd"))
+
+
+def test_a_run_checks_its_models_before_it_loads_them(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "specalign.training.materials.load_model", lambda *_, **__: pytest.fail("weights were loaded")
+    )
+    with pytest.raises(UserError, match="choose 2 to 4"):
+        train_all([tiny("gkd", student={"n_layers": 9})])
+    with pytest.raises(UserError, match="leaves no room"):
+        train_all([tiny("gkd", data={"max_prompt_tokens": 2})])
