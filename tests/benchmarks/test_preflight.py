@@ -7,8 +7,10 @@ import pytest
 
 from specalign.benchmarks.cli import main, parse_run
 from specalign.benchmarks.preflight import findings
+from specalign.benchmarks.runner import run
 from specalign.errors import run_cli
 
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 Bench = Callable[..., list[str]]
 
 
@@ -35,6 +37,17 @@ def test_a_check_that_fails_is_exit_code_2(bench: Bench, capsys: pytest.CaptureF
     (line,) = shown.err.splitlines()
     assert "2 of" in line
     assert "foreign: same token ids, rows; see the table" in line
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_suite_checks_and_starts(path: Path, bench: Bench, tmp_path: Path) -> None:
+    """With tiny models and data of its own in the place of what it names; one prompt."""
+    words = [*bench("--limit", "1", drafters=("small",))[1:], "--suite", str(path)]
+    config = parse_run(words)
+    assert {finding.verdict for finding in findings(config, data=True)} <= {"ok", "note"}
+    result = run(config)
+    assert result.status == "complete"
+    assert result.n_failed == 0
 
 
 def test_contexts_that_end_decoding_early_are_noted(bench: Bench) -> None:

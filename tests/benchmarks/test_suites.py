@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from specalign.benchmarks.cli import COMMANDS, main, parse_run
-from specalign.benchmarks.config import BenchConfig, check
+from specalign.benchmarks.config import BenchConfig
 from specalign.config import load_config
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -14,16 +14,27 @@ SUITES = sorted(FOLDER.glob("*.toml"))
 
 
 def test_suites_are_there() -> None:
-    assert {"demo", "cnn_dailymail"} <= {path.stem for path in SUITES}
+    tasks = {"distillspec_xsum", "distillspec_cnn_dailymail", "distillspec_gsm8k"}
+    assert {"demo", "cnn_dailymail", "spec_bench"} | tasks <= {path.stem for path in SUITES}
+
+
+def test_distillspecs_suites_are_as_in_the_paper() -> None:
+    for path in FOLDER.glob("distillspec_*.toml"):
+        config = load_config(BenchConfig, path)
+        assert path.stem == f"distillspec_{config.data.source}"
+        assert config.decoding.temperatures == (0.0, 1.0)
+        assert config.decoding.gammas == (7,)
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
 def test_shipped_suites_load(path: Path) -> None:
-    config = load_config(BenchConfig, path)
-    check(config)
+    config = parse_run(["--suite", str(path), "--limit", "3"])
     assert config.target.model
+    assert "{document}" in config.data.prompt
+    assert config.data.limit == 3
     opening = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"specalign-bench run --suite benchmarks/{path.name} --drafter" in line for line in opening)
+    assert any("To stand beside: " in line for line in opening)
     assert any("bout" in line and ("minute" in line or "hour" in line) for line in opening)
 
 

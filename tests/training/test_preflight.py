@@ -12,10 +12,12 @@ from transformers import T5Config
 
 from specalign.errors import UserError
 from specalign.preflight import Finding
-from specalign.training.config import TrainConfig
+from specalign.training.cli import configs
+from specalign.training.config import TrainConfig, overlay
 from specalign.training.preflight import findings
 from specalign.training.session import train_all
 
+FOLDER = Path(__file__).parents[2] / "training"
 Tiny = Callable[..., TrainConfig]
 
 
@@ -82,6 +84,27 @@ def test_an_encoder_decoder_teacher_cannot_branch(tiny: Tiny, teacher_folder: Pa
 def test_memory_that_cannot_suffice_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("specalign.models.preflight.device_memory_bytes", lambda _device: 1000)
     assert "choose a smaller student" in failures(tiny("gkd"))
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
+def test_every_shipped_recipe_checks_and_starts(
+    path: Path, tiny: Tiny, data_folder: Path, teacher_folder: Path
+) -> None:
+    """With a tiny pair and data of its own in the place of what it names; one step."""
+    shipped = configs(["--recipe", str(path)])[-1]
+    replaced: dict[str, Any] = {
+        "output": tiny().output,
+        "attn": "auto",
+        "teacher": {"model": str(teacher_folder)},
+        "student": {"model": str(teacher_folder)} if shipped.student.model else {"n_layers": 2},
+        "data": {"source": str(data_folder), "max_prompt_tokens": 40, "max_response_tokens": 6, "n_train": 8},
+        "optimiser": {"accumulation": 1},
+        "budget": {"steps": 1, "seconds": 0.0},
+    }
+    config = overlay(shipped, replaced, None)
+    assert not failures(config)
+    train_all([config])
+    assert (config.output / "model.safetensors").is_file()
 
 
 def test_a_run_checks_its_models_before_it_loads_them(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
