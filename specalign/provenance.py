@@ -30,6 +30,28 @@ def stamp(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+class Load:
+    """How much of the processor's time others take, from its making on."""
+
+    def __init__(self) -> None:
+        self.begin = _processor_times()
+
+    def others(self) -> float:
+        """Their share of the seconds of all cores, 0 to 1: whatever is neither idle nor this process."""
+        total, idle, ours = (now - then for now, then in zip(_processor_times(), self.begin, strict=True))
+        return min(1.0, max(0.0, (total - idle - ours) / total)) if total > 0 else 0.0
+
+
+def _processor_times() -> tuple[float, float, float]:
+    """Seconds since boot of all cores, of these idle, and of this process and its children."""
+    import psutil
+
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)  # counted in user and nice too
+    return sum(times) - guests, idle, sum(psutil.Process().cpu_times()[:4])
+
+
 def git_state() -> dict[str, Any]:
     """Commit of the source tree and whether it has uncommitted changes; empty outside a checkout."""
     root = Path(__file__).resolve().parent.parent
@@ -40,7 +62,7 @@ def git_state() -> dict[str, Any]:
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """Processor, cores, memory, threads; the accelerator's name where ``device`` is one.
+    """Processor, cores, memory, threads, affinity, load; name and clocks of the accelerator, if ``device`` is one.
 
     ``busy_before`` is the share of the processor's time that others take, over half a second of our own sleep.
     """
@@ -55,6 +77,8 @@ def hardware(device: str) -> dict[str, Any]:
         "memory_bytes": psutil.virtual_memory().total,
         "busy_before": psutil.cpu_percent(interval=0.5) / 100,
         "torch_threads": torch.get_num_threads(),
+        "affinity": sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        "load_1min": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
     }
     if device.startswith("cuda"):
         properties = torch.cuda.get_device_properties(torch.device(device))
@@ -62,8 +86,25 @@ def hardware(device: str) -> dict[str, Any]:
             "gpu": properties.name,
             "gpu_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            **gpu_state(device),
         }
     return facts
+
+
+def gpu_state(device: str) -> dict[str, Any]:
+    """Clock, load, power and temperature of a GPU, only read, by NVML; empty where NVML is not installed."""
+    import torch
+
+    readings = {
+        "gpu_clock_mhz": torch.cuda.clock_rate,
+        "gpu_busy_before_percent": torch.cuda.utilization,
+        "gpu_power_mw": torch.cuda.power_draw,
+        "gpu_temperature_c": torch.cuda.temperature,
+    }
+    try:
+        return {name: read(torch.device(device)) for name, read in readings.items()}
+    except (ModuleNotFoundError, RuntimeError):  # no pynvml; or a virtual GPU that does not tell
+        return {}
 
 
 def file_sha256(path: Path) -> str:

@@ -1,7 +1,8 @@
 """What a benchmark run leaves on disk: one record a generation, one result a run.
 
 `records.jsonl` is the raw truth, one :class:`GenerationRecord` a line, in execution order; `result.json` is
-one :class:`BenchmarkResult`. Every figure of a report can be recomputed from the records alone.
+one :class:`BenchmarkResult`. `probes.jsonl` (``specalign/probes.py``) holds what was measured besides. Every
+figure of a report can be recomputed from the records and probes alone.
 Units stand in the names: ``_s`` seconds, ``n_`` counts. Notation as in ``specalign/__init__.py``.
 """
 
@@ -118,6 +119,8 @@ class Rouge:
     rouge1: Interval
     rouge2: Interval
     rougeL: Interval
+    rougeLsum: Interval | None = None
+    """Longest common subsequences sentence by sentence; None in results before this figure was added."""
     __pydantic_config__ = _STRICT
 
 
@@ -179,16 +182,40 @@ class SummaryRow:
     """T_target(gamma + 1) / T_target(1), measured in this run."""
     break_even_alpha: float | None = None
     """The i.i.d. acceptance rate at which decoding would be as fast as the plain target."""
+    break_even_c: float | None = None
+    """The T_draft(1) / T_target(1) at which it would be, at the measured tau; None: even free drafts do not pay."""
     predicted_speedup: float | None = None
-    """Decode speed-up that the cost model gives for the measured survival curve."""
+    """Decode speed-up that the survival curve and the medians of the run's own steps give."""
+    predicted_from_probes: float | None = None
+    """The same from call times that were measured apart, at several context lengths."""
+    leviathan_speedup: float | None = None
+    """Theorem 3.8 of Leviathan et al. at alpha_counted and c: acceptance i.i.d., verification free, no overhead."""
+    alpha_teacher_forced: Interval | None = None
+    """Mean of sum_v min(p, q) over every position of the plain target's outputs."""
+    mbsu: float | None = None
+    """Memory-bound speed-up: tau / (gamma c + 1), c being drafter's over target's bytes a step."""
+    flop_ratio: float | None = None
+    """Multiplications per emitted token over the plain target's."""
+    ceiling_tokens_per_s: float | None = None
+    """Decoded tokens per second if every step took only the time to read its weights at copy bandwidth."""
+    bandwidth_utilisation: float | None = None
+    """Share of the decode seconds that reading the weights at copy bandwidth takes."""
     rouge_vs_reference: Rouge | None = None
     rouge_vs_target: Rouge | None = None
+    rouge_alone: Rouge | None = None
+    """The drafter decoding on its own, against the reference."""
+    accuracy: Interval | None = None
+    """Share of generations whose last number is the reference's answer (references that end in "#### number")."""
+    accuracy_alone: Interval | None = None
+    """The same of the drafter decoding on its own."""
     exact_match_target: float | None = None
     """Share of generations whose tokens equal the plain target's (meaningful at temperature 0)."""
     n_tie_divergences: int = 0
     """Greedy generations that leave the target's at a top-2 tie within the stated tolerance."""
+    n_numeric_divergences: int = 0
+    """Greedy generations that leave it where the target's own logits change order between ways to compute them."""
     n_unexplained_divergences: int = 0
-    """Greedy generations that leave it anywhere else: a defect."""
+    """Greedy generations that leave it anywhere else: a bug."""
     __pydantic_config__ = _STRICT
 
 
@@ -219,6 +246,8 @@ class ModelInfo:
     """Rows of the trimmed head, None for a full one."""
     training: dict[str, Any] = field(default_factory=dict)
     """Budget and provenance of a drafter of ours (trained tokens, seconds, seed, checkpoint hash)."""
+    n_multiplied: int = 0
+    """Parameters that every token is multiplied with: all but embeddings that are no head; 0: not recorded."""
     __pydantic_config__ = _STRICT
 
 
@@ -241,6 +270,8 @@ class BenchmarkResult:
     checks: list[Check] = field(default_factory=list)
     records_sha256: str = ""
     """Hash of records.jsonl, set when complete: a changed file is refused."""
+    probes_sha256: str = ""
+    """Hash of probes.jsonl likewise; empty for runs without probes."""
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = _STRICT
 

@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from specalign.benchmarks.config import LOOKUP, TARGET
+from specalign.benchmarks.config import ALONE, LOOKUP, TARGET
 from specalign.benchmarks.cost_model import (
     StepCosts,
     break_even_alpha,
+    break_even_c,
+    leviathan_speedup,
     predicted_speedup,
 )
+from specalign.benchmarks.prediction import predicted_from_probes
 from specalign.metrics import acceptance
+from specalign.metrics.accuracy import accuracy
+from specalign.metrics.ceilings import flop_ratio, least_seconds, memory_bound_speedup
 from specalign.metrics.rouge import mean_rouge
 from specalign.metrics.statistics import ratio_interval, ratio_of_ratios_interval
 from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
+from specalign.probes import ForcedProbe, Probe, copy_rate, model_probes
 from specalign.results import GenerationRecord, Interval, Rouge, StepTrace, SummaryRow, TimeSplit
 
 Group = tuple[str, float, int]
 """(method, temperature, gamma)."""
 
 
-def summarise(records: Iterable[GenerationRecord], ties: Mapping[int, bool] | None = None) -> list[SummaryRow]:
+@dataclass(frozen=True)
+class Evidence:
+    """What the rows of a run rest on besides their own records."""
+
+    plain: Mapping[float, Sequence[GenerationRecord]]
+    """Temperature -> good generations of the plain target."""
+    alone: Mapping[tuple[str, float], Sequence[GenerationRecord]]
+    """(Drafter, temperature) -> its good generations on its own."""
+    divergences: Mapping[int, str]
+    """Order of a greedy record that differs from the plain target's -> "tie", "numeric" or what else it is."""
+    probes: Sequence[Probe]
+
+
+def summarise(
+    records: Iterable[GenerationRecord],
+    divergences: Mapping[int, str] | None = None,
+    probes: Sequence[Probe] = (),
+) -> list[SummaryRow]:
     """One row a (method, temperature, gamma), in order of first appearance.
 
-    ``ties`` says of each greedy record that differs from the plain target's, by its ``order``, whether the
-    difference is a tie; None where the target was not at hand to judge: differences then count as unexplained.
+    ``divergences`` says of each greedy record that differs from the plain target's, by its ``order``, whether it
+    is a "tie" or "numeric"; the others count as unexplained. Figures that rest on ``probes`` are None without them.
     """
     groups: dict[Group, list[GenerationRecord]] = defaultdict(list)
+    plain: dict[float, list[GenerationRecord]] = defaultdict(list)
+    alone: dict[tuple[str, float], list[GenerationRecord]] = defaultdict(list)
     for record in sorted(records, key=lambda record: record.order):
-        groups[record.method, record.temperature, record.gamma].append(record)
-    plain = {temperature: rows for (method, temperature, _), rows in groups.items() if method == TARGET}
-    return [_row(group, rows, plain.get(group[1], []), ties or {}) for group, rows in groups.items()]
+        if record.rule != ALONE:
+            groups[record.method, record.temperature, record.gamma].append(record)
+        elif record.status == "ok":
+            alone[record.method, record.temperature].append(record)
+        if record.method == TARGET and record.status == "ok":
+            plain[record.temperature].append(record)
+    evidence = Evidence(plain, alone, divergences or {}, probes)
+    return [_row(group, rows, evidence) for group, rows in groups.items()]
 
 
 def divergent(records: Iterable[GenerationRecord]) -> list[tuple[GenerationRecord, GenerationRecord]]:
@@ -42,16 +73,15 @@ def divergent(records: Iterable[GenerationRecord]) -> list[tuple[GenerationRecor
     return [(ours, theirs) for ours, theirs in pairs if theirs and ours.token_ids != theirs.token_ids]
 
 
-def _row(
-    group: Group, records: list[GenerationRecord], plain: list[GenerationRecord], ties: Mapping[int, bool]
-) -> SummaryRow:
+def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> SummaryRow:
     method, temperature, gamma = group
+    plain = evidence.plain.get(temperature, [])
     good = [record for record in records if record.status == "ok"]
     first = records[0]
     seconds, tokens = _per_prompt(good, "wall_s"), _tokens(good)
     different = [ours.order for ours, _ in divergent([*good, *plain])] if method != TARGET else []
     p50, p95 = latency_percentiles_ms(_traces(good), (50, 95))
-    n_ties = sum(ties.get(order, False) for order in different)
+    kinds = Counter(evidence.divergences.get(order, "unexplained") for order in different)
     common = {
         "method": method,
         "kind": {TARGET: "target", LOOKUP: "lookup"}.get(method, "model"),
@@ -67,15 +97,66 @@ def _row(
         "speedup": _speedup(good, plain, "wall_s"),
         "decode_speedup": _speedup(good, plain, "decode_s"),
         "time": time_split(good) if good else TimeSplit(0.0, 0.0, 0.0, 0.0),
-        "rouge_vs_reference": _rouge(good, {record.order: record.reference for record in good}),
+        "rouge_vs_reference": _rouge(good),
+        "accuracy": _accuracy(good),
         "latency_p50_ms": p50,
         "latency_p95_ms": p95,
-        "n_tie_divergences": n_ties,
-        "n_unexplained_divergences": len(different) - n_ties,
+        "n_tie_divergences": kinds["tie"],
+        "n_numeric_divergences": kinds["numeric"],
+        "n_unexplained_divergences": len(different) - kinds["tie"] - kinds["numeric"],
     }
+    if good:
+        common |= _ceilings(good, evidence.probes)
     if method != TARGET and good:
         common |= _against_target(good, plain) | _acceptance(good, gamma) | _costs(good, plain, gamma)
+        common |= _beyond_its_records(group, good, evidence)
     return SummaryRow(**common)  # type: ignore[arg-type]
+
+
+def _beyond_its_records(
+    group: Group, records: Sequence[GenerationRecord], evidence: Evidence
+) -> dict[str, object]:
+    """Figures that rest on probes, or on the drafter's own generations."""
+    method, temperature, gamma = group
+    survival = acceptance.survival_by_position(_traces(records), gamma)
+    alone = evidence.alone.get((method, temperature), [])
+    return {
+        "alpha_teacher_forced": _teacher_forced(method, temperature, evidence.probes),
+        "predicted_from_probes": predicted_from_probes(
+            records, evidence.plain.get(temperature, []), survival, evidence.probes
+        ),
+        "rouge_alone": _rouge(alone),
+        "accuracy_alone": _accuracy(alone),
+    }
+
+
+def _teacher_forced(method: str, temperature: float, probes: Sequence[Probe]) -> Interval | None:
+    by_prompt: dict[str, list[float]] = defaultdict(list)
+    for probe in probes:
+        if isinstance(probe, ForcedProbe) and (probe.method, probe.temperature) == (method, temperature):
+            by_prompt[probe.prompt_id] += [share for share in probe.overlap if share is not None]
+    return ratio_interval([sum(own) for own in by_prompt.values()], [len(own) for own in by_prompt.values()])
+
+
+def _ceilings(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> dict[str, object]:
+    """What the machine and the sizes of the models allow; empty where they are not known."""
+    models, rate = model_probes(probes), copy_rate(probes)
+    method, gamma, traces = records[0].method, records[0].gamma, _traces(records)
+    if TARGET not in models:
+        return {}
+    target, drafter = models[TARGET], models.get(method)
+    drafter_bytes = drafter.bytes_per_step if drafter and gamma else 0
+    found: dict[str, object] = {}
+    if gamma and acceptance.n_steps(traces):
+        tau = acceptance.n_emitted(traces) / acceptance.n_steps(traces)
+        found["mbsu"] = memory_bound_speedup(tau, gamma, drafter_bytes / target.bytes_per_step)
+        found["flop_ratio"] = flop_ratio(traces, target.n_multiplied, drafter.n_multiplied if drafter else 0)
+    decode_s = sum(record.decode_s for record in records)
+    if rate and decode_s and acceptance.n_steps(traces):
+        least = least_seconds(traces, target.bytes_per_step, drafter_bytes, rate)
+        found["ceiling_tokens_per_s"] = acceptance.n_emitted(traces) / least
+        found["bandwidth_utilisation"] = least / decode_s
+    return found
 
 
 def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, object]:
@@ -125,10 +206,16 @@ def _costs(
         "c": costs.c,
         "verify_ratio": costs.verify_ratio,
         "break_even_alpha": break_even_alpha(costs),
+        "break_even_c": break_even_c(acceptance.n_emitted(traces) / acceptance.n_steps(traces), costs),
+        "leviathan_speedup": leviathan_speedup(_alpha(traces), gamma, costs.c),
         "predicted_speedup": predicted_speedup(
             survival, step_costs_by_draft(traces), step_costs_by_draft(plain_traces)[0][1]
         ),
     }
+
+
+def _alpha(traces: Sequence[StepTrace]) -> float:
+    return acceptance.n_accepted(traces) / max(1, acceptance.n_examined(traces))
 
 
 def step_costs(traces: Sequence[StepTrace], plain: Sequence[StepTrace], gamma: int) -> StepCosts | None:
@@ -145,7 +232,9 @@ def step_costs(traces: Sequence[StepTrace], plain: Sequence[StepTrace], gamma: i
     return StepCosts(gamma, **medians)  # type: ignore[arg-type]
 
 
-def _speedup(records: list[GenerationRecord], plain: list[GenerationRecord], column: str) -> Interval | None:
+def _speedup(
+    records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], column: str
+) -> Interval | None:
     """Plain seconds per token over ours, on the prompts that both have; None for the target itself."""
     theirs = [record for record in plain if record.status == "ok"]
     if not records or records[0].method == TARGET:
@@ -159,10 +248,19 @@ def _speedup(records: list[GenerationRecord], plain: list[GenerationRecord], col
     )
 
 
-def _rouge(records: Sequence[GenerationRecord], references: Mapping[int, str]) -> Rouge | None:
+def _rouge(records: Sequence[GenerationRecord], references: Mapping[int, str] | None = None) -> Rouge | None:
+    """Against ``references`` (by order), or each record's own."""
     return mean_rouge(
         [record.text for record in records],
-        [references[record.order] for record in records],
+        [record.reference if references is None else references[record.order] for record in records],
+        [record.prompt_id for record in records],
+    )
+
+
+def _accuracy(records: Sequence[GenerationRecord]) -> Interval | None:
+    return accuracy(
+        [record.text for record in records],
+        [record.reference for record in records],
         [record.prompt_id for record in records],
     )
 
@@ -197,7 +295,7 @@ def _traces_by_prompt(records: Iterable[GenerationRecord]) -> list[list[StepTrac
 def seconds_per_token(records: Iterable[GenerationRecord]) -> dict[str, dict[str, float]]:
     """Method (with its gamma) -> prompt -> wall seconds per token, repeats together."""
     groups: dict[str, list[GenerationRecord]] = defaultdict(list)
-    for record in records:
+    for record in (record for record in records if record.rule != ALONE):
         groups[f"{record.method} (gamma {record.gamma})" if record.gamma else record.method].append(record)
     found = {}
     for name, own in groups.items():

@@ -12,6 +12,8 @@ from specalign.config import STRICT
 from specalign.errors import UserError
 
 TARGET, LOOKUP = "target", "prompt_lookup"
+ALONE = "alone"
+"""Rule of records in which a drafter decodes on its own."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ class DecodingConfig:
     """Most new tokens of a generation."""
     repeats: int = 1
     """Generations of each prompt by each method."""
+    student_alone: bool = False
+    """Let each drafter decode every prompt on its own too, to see its own quality."""
     __pydantic_config__ = STRICT
 
 

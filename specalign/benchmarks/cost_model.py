@@ -89,3 +89,13 @@ def break_even_alpha(costs: StepCosts) -> float | None:
 def leviathan_speedup(alpha: float, gamma: int, c: float) -> float:
     """(1 - alpha^(gamma + 1)) / ((1 - alpha) (gamma c + 1)): verification free, no overhead (theorem 3.8)."""
     return expected_tokens(alpha, gamma) / (gamma * c + 1)
+
+
+def break_even_c(tokens_per_step: float, costs: StepCosts) -> float | None:
+    """The T_draft(1) / T_target(1) at which a step that emits ``tokens_per_step`` tokens costs as much as they do.
+
+    None where verification and overhead alone cost more: then no drafter is fast enough at this acceptance.
+    """
+    plain = costs.target_s + costs.plain_overhead_s
+    left = tokens_per_step * plain - costs.verify_s - costs.overhead_s
+    return left / (costs.gamma * costs.target_s) if left > 0 else None

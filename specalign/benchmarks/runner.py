@@ -10,25 +10,26 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
-from specalign.benchmarks.config import TARGET, BenchConfig
+from specalign.benchmarks.config import ALONE, TARGET, BenchConfig
+from specalign.benchmarks.measure import call_probes, fact_probes, forced_probes
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, load_suite
 from specalign.config import as_table
-from specalign.decoding import Generation, generate
+from specalign.decoding import Generation, ModelDrafter, generate
 from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.verification import LOSSY
 from specalign.errors import UserError
 from specalign.metrics import METRICS_VERSION
 from specalign.preflight import require_passed
+from specalign.probes import PROBES_FILE, CopyProbe, Probe, probe_lines, read_probes
 from specalign.progress import progress_bar
-from specalign.provenance import file_sha256, stamp
+from specalign.provenance import Load, file_sha256, stamp
 from specalign.results import (
     RECORDS_FILE,
     RESULT_FILE,
@@ -67,18 +68,40 @@ def run(config: BenchConfig) -> BenchmarkResult:
     require_passed(findings(config, data=False))
     suite = load_suite(config)
     plan = cells(suite, config)
-    result = _opening(config, suite, plan, checkpoints)
-    path = config.output / RECORDS_FILE
+    facts = fact_probes(suite)
+    result = _opening(config, suite, plan, checkpoints, facts)
     _prepare(config, before, result)
+    _add_probes(config, facts)
     write_result(config.output, result)
+    load = Load()
     try:
-        _generate_all(suite, config, plan, path)
+        _measure(suite, config, plan)
     except KeyboardInterrupt:
-        write_result(config.output, _closing(dataclasses.replace(result, status="interrupted"), suite, path))
+        write_result(config.output, _closing(_ended(result, "interrupted", load), suite, config.output))
         raise
-    result = _closing(dataclasses.replace(result, status="complete"), suite, path)
+    result = _closing(_ended(result, "complete", load), suite, config.output)
     write_result(config.output, result)
     return result
+
+
+def _measure(suite: Suite, config: BenchConfig, plan: list[Cell]) -> None:
+    """Single calls before and after the generations, so that neither end of the run speaks alone."""
+    path = config.output / RECORDS_FILE
+    _add_probes(config, call_probes(suite, config))
+    _generate_all(suite, config, plan, path)
+    _add_probes(config, call_probes(suite, config))
+    _add_probes(config, forced_probes(suite, config, list(read_records(path))))
+
+
+def _add_probes(config: BenchConfig, probes: list[Probe]) -> None:
+    with open(config.output / PROBES_FILE, "a", encoding="utf-8") as file:
+        file.write(probe_lines(probes))
+
+
+def _ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
+    """The result with how busy others kept the machine meanwhile."""
+    hardware = result.provenance["hardware"] | {"busy_during": load.others()}
+    return dataclasses.replace(result, status=status, provenance=result.provenance | {"hardware": hardware})
 
 
 def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResult | None:
@@ -111,21 +134,24 @@ def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: Benchm
     if before is None:
         config.output.mkdir(parents=True, exist_ok=True)
         path.write_bytes(b"")
+        (config.output / PROBES_FILE).write_bytes(b"")
     elif before.provenance.get("prompts_sha256") != result.provenance["prompts_sha256"]:
         raise UserError(f"{config.output} was begun with other prompts: the data changed; --overwrite it")
     else:
         _drop_broken_tail(path)
+        _drop_broken_tail(config.output / PROBES_FILE)
 
 
 def _opening(
-    config: BenchConfig, suite: Suite, plan: list[Cell], checkpoints: dict[str, str]
+    config: BenchConfig, suite: Suite, plan: list[Cell], checkpoints: dict[str, str], facts: list[Probe]
 ) -> BenchmarkResult:
     """What is known before the first generation."""
     provenance = stamp(str(suite.target.device)) | _data_facts(suite)
     provenance |= {
         "dtype": str(suite.target.dtype),
+        "attention": suite.target.config._attn_implementation,
         "checkpoints": checkpoints,
-        "copy_bytes_per_s": copy_bytes_per_s(suite.target.device),
+        "copy_bytes_per_s": next(probe.bytes_per_s for probe in facts if isinstance(probe, CopyProbe)),
     }
     return BenchmarkResult(
         status="running",
@@ -152,11 +178,12 @@ def _data_facts(suite: Suite) -> dict[str, Any]:
     }
 
 
-def _closing(result: BenchmarkResult, suite: Suite, path: Path) -> BenchmarkResult:
-    """What the records come to."""
+def _closing(result: BenchmarkResult, suite: Suite, folder: Path) -> BenchmarkResult:
+    """What the records and probes come to."""
+    path, probes_path = folder / RECORDS_FILE, folder / PROBES_FILE
     records = list(read_records(path))
     place = {method: index for index, method in enumerate(suite.drafters)}
-    rows = summarise(records, _judge_divergences(suite, records))
+    rows = summarise(records, _judge_divergences(suite, records), read_probes(probes_path))
     rows.sort(key=lambda row: (row.temperature, place[row.method], row.gamma))
     statuses = [record.status for record in records]
     return dataclasses.replace(
@@ -166,17 +193,17 @@ def _closing(result: BenchmarkResult, suite: Suite, path: Path) -> BenchmarkResu
         rows=rows,
         checks=trust_checks(result, records, rows),
         records_sha256=file_sha256(path) if result.status == "complete" else "",
+        probes_sha256=file_sha256(probes_path) if result.status == "complete" else "",
     )
 
 
-def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[int, bool]:
-    """By ``order`` of the record: whether a greedy output left the plain target's at a tie."""
+def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[int, str]:
+    """By ``order`` of the record: why a greedy output left the plain target's."""
     prompts = {prompt.id: prompt.input_ids for prompt in suite.prompts}
     return {
         ours.order: classify_divergence(
             suite.target, prompts[ours.prompt_id], ours.token_ids, theirs.token_ids, tolerance=TIE_TOLERANCE
         )
-        == "tie"
         for ours, theirs in divergent(records)
     }
 
@@ -236,9 +263,12 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
 
 
 def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: int) -> Generation:
+    model, drafter, head_ids = suite.target, suite.drafters[cell.method], None
+    if isinstance(drafter, ModelDrafter) and cell.gamma == 0:  # on its own
+        model, head_ids, drafter = drafter.model, drafter.draft_vocabulary, None
     return generate(
-        suite.target,
-        suite.drafters[cell.method],
+        model,
+        drafter,
         cell.prompt.input_ids,
         gamma=cell.gamma,
         temperature=cell.temperature,
@@ -247,11 +277,14 @@ def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: in
         max_new_tokens=max_new_tokens,
         rule=config.decoding.rule,
         generator=torch.Generator(suite.target.device).manual_seed(cell.seed),
+        head_ids=head_ids,
     )
 
 
 def _record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> GenerationRecord:
     plain = cell.method == TARGET
+    alone = cell.gamma == 0 and not plain
+    rule = "none" if plain else ALONE if alone else "greedy" if cell.temperature == 0 else config.decoding.rule
     return GenerationRecord(
         method=cell.method,
         prompt_id=cell.prompt.id,
@@ -262,8 +295,8 @@ def _record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> Ge
         top_k=config.decoding.top_k,
         top_p=config.decoding.top_p,
         gamma=cell.gamma,
-        rule="none" if plain else "greedy" if cell.temperature == 0 else config.decoding.rule,
-        lossless=plain or cell.temperature == 0 or config.decoding.rule not in LOSSY,
+        rule=rule,
+        lossless=not alone and rule not in LOSSY,
         seed=cell.seed,
         n_prompt_tokens=len(cell.prompt.input_ids),
         reference=cell.prompt.reference,

@@ -109,9 +109,9 @@ def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
     plan = [
         (prompt, method, temperature, gamma, repeat)
         for prompt in suite.prompts
-        for method in suite.drafters
+        for method, drafter in suite.drafters.items()
         for temperature in config.decoding.temperatures
-        for gamma in ((0,) if method == TARGET else config.decoding.gammas)
+        for gamma in _gammas(config, method, drafter)
         for repeat in range(config.decoding.repeats)
     ]
     random.Random(config.seed).shuffle(plan)
@@ -119,6 +119,14 @@ def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
         Cell(order, *what, seed=random.Random(f"{config.seed}|{what[0].id}|{what[1:]}").getrandbits(62))
         for order, what in enumerate(plan)
     ]
+
+
+def _gammas(config: BenchConfig, method: str, drafter: Drafter | None) -> tuple[int, ...]:
+    """Draft lengths of a method's generations; 0: plain, or a drafter on its own."""
+    if method == TARGET:
+        return (0,)
+    alone = config.decoding.student_alone and isinstance(drafter, ModelDrafter)
+    return (*config.decoding.gammas, *((0,) if alone else ()))
 
 
 def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -151,26 +159,34 @@ def _model_info(name: str, source: str, model: PreTrainedModel) -> ModelInfo:
     """What a step reads: all weights, but of an embedding that is no head as well only a row a token."""
     embedding = next(model.get_input_embeddings().parameters())
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
-    looked_up = 0 if head_of(model).weight is embedding else embedding.numel() * embedding.element_size()
-    return ModelInfo(name, source, n_parameters(model), len(decoder_layers(model)), weights - looked_up)
+    looked_up = 0 if head_of(model).weight is embedding else embedding.numel()
+    return ModelInfo(
+        name,
+        source,
+        n_parameters(model),
+        len(decoder_layers(model)),
+        weights - looked_up * embedding.element_size(),
+        n_multiplied=model.num_parameters() - looked_up,
+    )
 
 
 def _drafter_info(name: str, path: str, model: PreTrainedModel, vocabulary: torch.Tensor | None) -> ModelInfo:
     info = _model_info(name, path, model)
-    spared = 0
+    spared, element_size = 0, head_of(model).weight.element_size()
     if vocabulary is not None:
         head = head_of(model)
-        spared = (head.width - len(vocabulary)) * head.weight.shape[1] * head.weight.element_size()
+        spared = (head.width - len(vocabulary)) * head.weight.shape[1]
     training = _training_facts(Path(path))
     return ModelInfo(
         name,
         path,
         info.n_parameters,
         info.n_layers,
-        info.bytes_per_step - spared,
+        info.bytes_per_step - spared * element_size,
         method=str(training.get("method", "")),
         draft_vocabulary=None if vocabulary is None else len(vocabulary),
         training=training,
+        n_multiplied=info.n_multiplied - spared,
     )
 
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specalign.errors import UserError
-from specalign.provenance import file_sha256
+from specalign.probes import require_untouched
 from specalign.reports.markdown import report_lines
 from specalign.reports.plots import PLOTS
 from specalign.reports.style import save
 from specalign.reports.tables import comparison, escape
-from specalign.results import RECORDS_FILE, BenchmarkResult, SummaryRow, read_result, write_text
+from specalign.results import BenchmarkResult, SummaryRow, read_result, write_text
 
 REPORT_FILE = "report.md"
 
@@ -22,7 +22,7 @@ def build_report(run: Path) -> Path:
     Raises UserError where records.jsonl is not the one that result.json was computed from.
     """
     result = read_result(run)
-    _require_untouched(run, result)
+    require_untouched(run, result)
     pictures = []
     for name, (plot, caption) in PLOTS.items():
         figure = plot(result.rows)
@@ -60,16 +60,6 @@ def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> 
             lines += ["", f"### {escape(run.name)}", "", *comparison(rows)]
     write_text(output / "comparison.md", "\n".join(lines) + "\n")
     return output / "comparison.md"
-
-
-def _require_untouched(run: Path, result: BenchmarkResult) -> None:
-    path = run / RECORDS_FILE
-    if result.status != "complete":
-        return
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    if file_sha256(path) != result.records_sha256:
-        raise UserError(f"{path} was changed after the run: its hash is not the one in result.json")
 
 
 def _differences(results: Sequence[BenchmarkResult]) -> list[str]:

@@ -9,9 +9,15 @@ import pytest
 
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
+from specalign.probes import CallProbe
 from specalign.results import BenchmarkResult, Check, GenerationRecord, ModelInfo, StepTrace
 
 N_PROMPTS, N_TOKENS = 6, 8
+PROBES = [
+    CallProbe("target", None, 5, 1, [0.05]),
+    CallProbe("target", None, 5, 4, [0.06]),
+    CallProbe("ours", 0.0, 5, 3, [0.003]),
+]
 
 
 def plain_steps(n: int, verify_s: float) -> StepTrace:
@@ -58,9 +64,9 @@ Verdict = Callable[..., dict[str, Check]]
 @pytest.fixture
 def verdict() -> Verdict:
     def judge(
-        records: Sequence[GenerationRecord], ties: dict[int, bool] | None = None, **stamp: Any
+        records: Sequence[GenerationRecord], divergences: dict[int, str] | None = None, **stamp: Any
     ) -> dict[str, Check]:
-        checks = trust_checks(result(2 * N_PROMPTS, **stamp), records, summarise(records, ties))
+        checks = trust_checks(result(2 * N_PROMPTS, **stamp), records, summarise(records, divergences, PROBES))
         return {check.name: check for check in checks}
 
     return judge
@@ -75,8 +81,10 @@ def test_a_divergence_fails_unless_it_is_a_tie(sound: list[GenerationRecord], ve
     ((ours, theirs),) = divergent(sound)
     assert (ours.order, theirs.order) == (3, 2)
     assert verdict(sound)["lossless"].passed is False
-    assert verdict(sound, {3: True})["lossless"].passed is True
-    assert "1 leave it at a tie" in verdict(sound, {3: True})["lossless"].detail
+    assert verdict(sound, {3: "bug"})["lossless"].passed is False
+    assert verdict(sound, {3: "tie"})["lossless"].passed is True
+    assert "1 leave it at a tie" in verdict(sound, {3: "tie"})["lossless"].detail
+    assert "1 within rounding" in verdict(sound, {3: "numeric"})["lossless"].detail
 
 
 def test_a_token_that_nothing_accounts_for(sound: list[GenerationRecord], verdict: Verdict) -> None:
@@ -112,11 +120,35 @@ def test_a_machine_that_slows_down(sound: list[GenerationRecord], verdict: Verdi
     ]
     check = verdict(slower)["steady clock"]
     assert check.passed is False
-    assert "+40%" in check.detail
+    assert "+40.0%" in check.detail
+
+
+def test_noise_is_not_drift(sound: list[GenerationRecord], verdict: Verdict) -> None:
+    """Three of twelve generations twice as slow, at either end: the halves differ by less than they scatter."""
+    noisy = [
+        dataclasses.replace(record, steps=plain_steps(N_TOKENS, 0.1))
+        if record.method == "target" and record.order in (0, 6, 8)
+        else record
+        for record in sound
+    ]
+    check = verdict(noisy)["steady clock"]
+    assert check.passed is None, "the noise hides a drift of 10 %"
+    assert "its own noise explains" in check.detail
+
+
+def test_a_speed_that_the_cost_model_does_not_explain(sound: list[GenerationRecord], verdict: Verdict) -> None:
+    slow = [
+        record if record.method == "target" else dataclasses.replace(record, decode_s=1.2 * record.decode_s)
+        for record in sound
+    ]
+    assert verdict(sound)["prediction"].passed is True
+    assert verdict(slow)["prediction"].passed is False
+    assert "20% apart" in verdict(slow)["prediction"].detail
 
 
 def test_a_busy_machine_and_an_unknown_source(sound: list[GenerationRecord], verdict: Verdict) -> None:
     assert verdict(sound, hardware={"busy_before": 0.6})["quiet machine"].passed is False
+    assert verdict(sound, hardware={"busy_before": 0.0, "busy_during": 0.4})["quiet machine"].passed is False
     assert verdict(sound, hardware={})["quiet machine"].passed is None
     assert verdict(sound, git={"commit": "1" * 40, "dirty": True})["known source"].passed is False
     assert verdict(sound, git={})["known source"].passed is None

@@ -1,6 +1,7 @@
-"""A reader with docs/metrics.md and records.jsonl alone recomputes the report: independent of specalign's code."""
+"""A reader with docs/metrics.md and the raw files alone recomputes the report: independent of specalign's code."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from specalign.benchmarks.runner import run
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, data_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("recompute") / "run"
+    answered = folder.parent / "answered.jsonl"
+    rows = [json.loads(line) for line in data_file.read_text().splitlines()]
+    rows[0]["reference"] += ". W3 w4! #### 1,200"
+    answered.write_text("".join(json.dumps(row) + "\n" for row in rows))
     drafters = [f"{name}={models_folder / name}" for name in ("copy", "small")]
-    words = f"--target.model {models_folder / 'target'} --data.source {data_file} --output {folder}".split()
-    run(
-        parse_run(
-            [*words, "--decoding.max-new-tokens", "16", "--decoding.repeats", "2", "--drafter", *drafters]
-        )
-    )
+    words = f"--target.model {models_folder / 'target'} --data.source {answered} --output {folder}".split()
+    words += ["--decoding.max-new-tokens", "16", "--decoding.repeats", "2", "--decoding.student-alone"]
+    run(parse_run([*words, "--drafter", *drafters]))
     return folder
 
 
@@ -32,23 +34,29 @@ def close(expected: Any) -> Any:
 
 
 def test_every_figure_follows_from_the_records(run_folder: Path) -> None:
-    records = pd.read_json(run_folder / "records.jsonl", lines=True, dtype={"prompt_id": str})
+    every = pd.read_json(run_folder / "records.jsonl", lines=True, dtype={"prompt_id": str})
+    probes = pd.read_json(run_folder / "probes.jsonl", lines=True, dtype={"prompt_id": str})
+    records, alone = every[every["rule"] != "alone"], every[every["rule"] == "alone"]
     tables = [
         pd.DataFrame(columns).assign(order=int(order))
         for order, columns in zip(records["order"], records["steps"], strict=True)
     ]
-    steps = pd.concat(tables).merge(records[["order", "method", "temperature"]], on="order")
+    steps = pd.concat(tables).merge(records[["order", "method", "temperature", "n_prompt_tokens"]], on="order")
     steps["total_s"] = steps.draft_s + steps.verify_s + steps.rest_s
+    before = steps.groupby("order").n_emitted.cumsum() - steps.n_emitted
+    steps["context"] = steps.n_prompt_tokens + before
     rows = json.loads((run_folder / "result.json").read_text())["rows"]
     assert len(rows) == 8
     for row in rows:
         ours, target = (part(records, row, method) for method in (row["method"], "target"))
         our_steps, target_steps = (part(steps, row, method) for method in (row["method"], "target"))
         check_times(row, ours, target, our_steps)
+        check_ceilings(row, ours, our_steps, probes)
         if row["method"] != "target":
             check_acceptance(row, our_steps)
             check_costs(row, our_steps, target_steps)
-            check_quality(row, ours, target)
+            check_quality(row, ours, target, part(alone, row, row["method"]))
+            check_probes(row, our_steps, target_steps, probes)
 
 
 def part(table: pd.DataFrame, row: dict[str, Any], method: str) -> pd.DataFrame:
@@ -97,6 +105,11 @@ def check_costs(row: dict[str, Any], steps: pd.DataFrame, plain: pd.DataFrame) -
         assert row["break_even_alpha"] == pytest.approx(alpha)
     else:
         assert row["break_even_alpha"] == (0 if price <= 1 else None)
+    tau, plain_s = steps.n_emitted.mean(), plain[["verify_s", "rest_s"]].median().sum()
+    left = tau * plain_s - full[["verify_s", "rest_s"]].median().sum()
+    assert row["break_even_c"] == close(left / gamma / plain.verify_s.median() if left > 0 else None)
+    alpha = row["alpha_counted"]["value"]
+    assert row["leviathan_speedup"] == close(sum(alpha**i for i in range(gamma + 1)) / (gamma * row["c"] + 1))
     survival = np.cumsum([1, *(share or 0 for share in row["survival_by_position"])])
     by_length = steps.groupby("n_drafted").total_s
     seconds = (by_length.size() * by_length.median()).sum()
@@ -104,14 +117,60 @@ def check_costs(row: dict[str, Any], steps: pd.DataFrame, plain: pd.DataFrame) -
     assert row["predicted_speedup"] == close(predicted)
 
 
-def check_quality(row: dict[str, Any], ours: pd.DataFrame, plain: pd.DataFrame) -> None:
+def check_ceilings(row: dict[str, Any], ours: pd.DataFrame, steps: pd.DataFrame, probes: pd.DataFrame) -> None:
+    sizes = probes[probes.kind == "model"].set_index("method")
+    nothing = pd.Series({"bytes_per_step": 0, "n_multiplied": 0})
+    p, q = sizes.loc["target"], sizes.loc[row["method"]] if row["method"] in sizes.index else nothing
+    drafted, emitted = steps.n_drafted, steps.n_emitted
+    n_bytes = len(steps) * p.bytes_per_step + drafted.sum() * q.bytes_per_step
+    least_s = n_bytes / probes[probes.kind == "copy"].bytes_per_s.median()
+    assert row["ceiling_tokens_per_s"] == close(emitted.sum() / least_s)
+    assert row["bandwidth_utilisation"] == close(least_s / ours.decode_s.sum())
+    if row["method"] != "target":
+        c = q.bytes_per_step / p.bytes_per_step
+        assert row["mbsu"] == close(emitted.mean() / (row["gamma"] * c + 1))
+        work = (drafted * q.n_multiplied + (drafted + 1) * p.n_multiplied).sum()
+        assert row["flop_ratio"] == close(work / emitted.sum() / p.n_multiplied)
+
+
+def check_probes(row: dict[str, Any], steps: pd.DataFrame, plain: pd.DataFrame, probes: pd.DataFrame) -> None:
+    forced = part(probes[probes.kind == "forced"], row, row["method"]).overlap.explode().dropna()
+    assert (row["alpha_teacher_forced"] or {"value": None})["value"] == close(
+        forced.mean() if len(forced) else None
+    )
+    calls = probes[probes.kind == "call"].explode("seconds").astype({"seconds": float})
+
+    def seconds(of: pd.DataFrame, n: int, context: int) -> float:
+        table = of.groupby(["n_tokens", "context"]).seconds.median().unstack()
+        counts = [np.interp(context, table.columns, line) for line in table.to_numpy()]
+        return float(np.interp(n, table.index, counts))
+
+    target_calls, draft_calls = calls[calls.method == "target"], part(calls, row, row["method"])
+    survival = np.cumsum([1, *(share or 0 for share in row["survival_by_position"])])
+    total = sum(steps.groupby("n_drafted").rest_s.transform("median"))
+    for n, context in zip(steps.n_drafted, steps.context, strict=True):
+        total += seconds(target_calls, n + 1, context) + (seconds(draft_calls, n, context) if n else 0)
+    plain_s = [seconds(target_calls, 1, context) + plain.rest_s.median() for context in plain.context]
+    predicted = survival[steps.n_drafted].sum() / total * np.mean(plain_s)
+    assert row["predicted_from_probes"] == close(predicted)
+
+
+def check_quality(row: dict[str, Any], ours: pd.DataFrame, plain: pd.DataFrame, alone: pd.DataFrame) -> None:
     both = ours.merge(plain, on=["prompt_id", "repeat"], suffixes=("", "_plain"))
     assert row["exact_match_target"] == close((both.token_ids == both.token_ids_plain).mean())
-    scorer = RougeScorer(["rougeL"], use_stemmer=True)
-    for figure, column in (("rouge_vs_reference", "reference"), ("rouge_vs_target", "text_plain")):
-        scores = [
-            scorer.score(truth, text)["rougeL"].fmeasure
-            for truth, text in zip(both[column], both.text, strict=True)
-            if truth.strip()
+    scorer = RougeScorer(["rouge2", "rougeLsum"], use_stemmer=True)
+    kinds = {
+        "rouge_vs_reference": (both.reference, both.text),
+        "rouge_vs_target": (both.text_plain, both.text),
+        "rouge_alone": (alone.reference, alone.text),
+    }
+    for figure, pairs in kinds.items():
+        lines = [
+            [re.sub(r"(?<=[.!?])\s+", "\n", text.strip()) for text in pair] for pair in zip(*pairs, strict=True)
         ]
-        assert row[figure]["rougeL"]["value"] == close(np.mean(scores))
+        scores = [scorer.score(*pair) for pair in lines if pair[0]]
+        for kind in ("rouge2", "rougeLsum"):
+            mean = np.mean([score[kind].fmeasure for score in scores]) if scores else None
+            assert (row[figure] or {kind: {"value": None}})[kind]["value"] == close(mean)
+    answers = both[both.reference.str.contains("####")].text.str.findall(r"-?\d[\d,]*(?:\.\d+)?").str[-1]
+    assert row["accuracy"]["value"] == close((answers.str.replace(",", "") == "1200").mean())

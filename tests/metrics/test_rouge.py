@@ -20,6 +20,15 @@ def test_equal_texts_score_one_and_empty_outputs_zero() -> None:
     assert found.rouge1.value == found.rouge2.value == found.rougeL.value == 0.5
 
 
+def test_lsum_matches_sentence_by_sentence() -> None:
+    """Swapped sentences: one longest common subsequence holds 3 of 6 words, sentence by sentence all match."""
+    found = mean_rouge(["the dog ran. a cat sat."], ["a cat sat. the dog ran."], ["a"])
+    assert found
+    assert found.rougeLsum
+    assert found.rougeL.value == pytest.approx(0.5)
+    assert found.rougeLsum.value == 1
+
+
 def test_prompts_without_a_reference_are_left_out() -> None:
     assert mean_rouge(["words"], [" "], ["a"]) is None
     some = mean_rouge(["a cat sat", "words"], ["a cat sat", ""], ["a", "b"])

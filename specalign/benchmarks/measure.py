@@ -1,0 +1,193 @@
+"""What is measured besides the generations: times of single calls, and acceptance along the target's own outputs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specalign.benchmarks.bandwidth import copy_bytes_per_s
+from specalign.benchmarks.config import TARGET, BenchConfig
+from specalign.benchmarks.suite import Suite
+from specalign.decoding import Drafter, ModelDrafter
+from specalign.decoding.clock import Clock
+from specalign.decoding.sampling import Sampling, probabilities
+from specalign.decoding.session import Session, decoder_sequences, room
+from specalign.models.heads import head_of, hidden_states
+from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Probe
+from specalign.progress import progress_bar
+from specalign.results import GenerationRecord
+
+ROUNDS = 5
+"""Timings of each call; their order is random in every round."""
+POSITIONS = 64
+"""Positions whose full distributions are held at a time."""
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One kind of call, ready to be made."""
+
+    method: str
+    temperature: float | None
+    context: int
+    n_tokens: int
+    make: Job
+
+
+def fact_probes(suite: Suite) -> list[Probe]:
+    """Sizes of the models, and the copy bandwidth here and now."""
+    infos = [suite.target_info, *suite.drafter_infos]
+    sizes: list[Probe] = [ModelProbe(info.name, info.bytes_per_step, info.n_multiplied) for info in infos]
+    return [*sizes, CopyProbe(copy_bytes_per_s(suite.target.device))]
+
+
+@torch.inference_mode()
+def call_probes(suite: Suite, config: BenchConfig) -> list[Probe]:
+    """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens, at several context lengths."""
+    found: list[Probe] = []
+    prompts = probe_prompts(suite, config)
+    clock = Clock(suite.target.device)
+    with progress_bar("timing single calls", len(prompts)) as bar:
+        for prompt in prompts:
+            calls = list(_calls(suite, config, prompt))
+            seconds: list[list[float]] = [[] for _ in calls]
+            for number in range(1 + ROUNDS):
+                for place in random.Random(f"{config.seed}|{number}").sample(range(len(calls)), len(calls)):
+                    begin = clock.settle()
+                    calls[place].make()
+                    elapsed = clock.settle() - begin
+                    if number:  # the first round warms up
+                        seconds[place].append(elapsed)
+            found += [
+                CallProbe(call.method, call.temperature, call.context, call.n_tokens, times)
+                for call, times in zip(calls, seconds, strict=True)
+            ]
+            bar.advance()
+    return found
+
+
+def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
+    """Prompts from the shortest of the run to the longest with its output, in three lengths; in context.
+
+    The lengths in between are made by repeating the longest prompt. An encoder reads prompts of the run's lengths.
+    """
+    lengths = [len(prompt.input_ids) for prompt in suite.prompts]
+    longest = max((prompt.input_ids for prompt in suite.prompts), key=len)
+    least, most = min(lengths), max(lengths)
+    if not suite.target.config.is_encoder_decoder:
+        most += config.decoding.max_new_tokens
+    free = room(suite.target, decoder_sequences(suite.target, [longest]))
+    if free is not None:
+        most = min(most, len(longest) + free - max(config.decoding.gammas) - 1)
+    wanted = sorted({least, (least + most) // 2, most})
+    return [[longest[place % len(longest)] for place in range(n)] for n in wanted if n > 0]
+
+
+def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Call]:
+    gamma_max = max(config.decoding.gammas)
+    n_new = gamma_max + 2
+    session = Session.start(suite.target, head_of(suite.target), [prompt], n_new)
+    for n in range(1, gamma_max + 2):
+        yield _Call(TARGET, None, len(prompt), n, _target_call(session, prompt, n))
+    for temperature in config.decoding.temperatures:
+        sampling = Sampling(temperature, config.decoding.top_k, config.decoding.top_p)
+        generator = torch.Generator(suite.target.device).manual_seed(config.seed)
+        for method, drafter in suite.drafters.items():
+            if drafter is None:
+                continue
+            drafting = drafter.start([prompt], n_new, sampling, session)
+            (sequence,) = decoder_sequences(suite.target, [prompt])
+            for n in sorted({1, gamma_max}):
+                job = _draft_call(drafting.draft, sequence, n, generator)
+                yield _Call(method, temperature, len(prompt), n, job)
+
+
+def _target_call(session: Session, prompt: list[int], n: int) -> Job:
+    before = list(session.lengths)
+    ids = torch.tensor([[prompt[-1 - place % len(prompt)] for place in range(n)]], device=session.model.device)
+
+    def call() -> None:
+        session.extend(ids)
+        session.rollback(before)
+
+    return call
+
+
+def _draft_call(draft: Callable[..., object], sequence: list[int], n: int, generator: torch.Generator) -> Job:
+    return lambda: draft([sequence], [n], generator)
+
+
+@torch.inference_mode()
+def forced_probes(suite: Suite, config: BenchConfig, records: Sequence[GenerationRecord]) -> list[Probe]:
+    """Every drafter against the target along each output of the plain target."""
+    prompts = {prompt.id: prompt.input_ids for prompt in suite.prompts}
+    plain = [record for record in records if record.method == TARGET and record.status == "ok"]
+    found: list[Probe] = []
+    with progress_bar("teacher-forced acceptance", len(plain)) as bar:
+        for record in plain:
+            sampling = Sampling(record.temperature, config.decoding.top_k, config.decoding.top_p)
+            trajectory = _Trajectory(suite, prompts[record.prompt_id], record.token_ids, sampling)
+            for method, drafter in suite.drafters.items():
+                if drafter is not None:
+                    overlap = trajectory.overlap(drafter)
+                    found.append(
+                        ForcedProbe(method, record.prompt_id, record.repeat, record.temperature, overlap)
+                    )
+            bar.advance()
+    return found
+
+
+class _Trajectory:
+    """One output of the target: its hidden states along it, once for all drafters."""
+
+    def __init__(self, suite: Suite, prompt: Sequence[int], output: Sequence[int], sampling: Sampling) -> None:
+        self.target, self.prompt, self.output, self.sampling = suite.target, prompt, output, sampling
+        self.head = head_of(suite.target)
+        self.hidden = _along(suite.target, prompt, output)
+
+    def overlap(self, drafter: Drafter) -> list[float | None]:
+        """sum_v min(p, q) before each token of the output."""
+        if isinstance(drafter, ModelDrafter):
+            return self._model_overlap(drafter)
+        return self._drafted_overlap(drafter)
+
+    def _model_overlap(self, drafter: ModelDrafter) -> list[float | None]:
+        head = head_of(drafter.model, drafter.draft_vocabulary)
+        hidden = _along(drafter.model, self.prompt, self.output)
+        shares: list[float | None] = []
+        for start in range(0, len(self.output), POSITIONS):
+            p = probabilities(self.head(self.hidden[start : start + POSITIONS]), self.sampling)
+            logits = head(hidden[start : start + POSITIONS])
+            q = probabilities(logits if head.ids is not None else logits[:, : p.shape[-1]], self.sampling)
+            same = p[:, head.ids] if head.ids is not None else p[:, : q.shape[-1]]
+            shares += torch.minimum(same, q).sum(-1).tolist()
+        return shares
+
+    def _drafted_overlap(self, drafter: Drafter) -> list[float | None]:
+        """For drafters that are certain of what they propose: p of the proposal, None where there is none."""
+        session = Session.start(self.target, self.head, [self.prompt[:1]], 1)
+        drafting = drafter.start([self.prompt], len(self.output), self.sampling, session)
+        (sequence,) = decoder_sequences(self.target, [self.prompt])
+        shares: list[float | None] = []
+        for place in range(len(self.output)):
+            draft = drafting.draft([[*sequence, *self.output[:place]]], [1], None)
+            p = probabilities(self.head(self.hidden[place]), self.sampling)
+            shares.append(float(p[draft.ids[0, 0]]) if draft.counts[0] else None)
+        return shares
+
+
+def _along(model: PreTrainedModel, prompt: Sequence[int], output: Sequence[int]) -> Tensor:
+    """Hidden states [n, d] from which the model predicts each of the n output tokens."""
+    (start,) = decoder_sequences(model, [prompt])
+    ids = torch.tensor([[*start, *output[:-1]]], device=model.device)
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs = {"input_ids": torch.tensor([list(prompt)], device=model.device), "decoder_input_ids": ids}
+    return hidden_states(model, **inputs)[0, len(start) - 1 :]

@@ -1,0 +1,153 @@
+"""What a run measures besides its generations: `probes.jsonl`, one probe a line, in the order of measurement.
+
+Together with `records.jsonl` it is the raw truth of a run: docs/metrics.md says how every figure follows from both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import to_json
+
+from specalign.errors import UserError
+from specalign.provenance import file_sha256
+from specalign.results import (
+    RECORDS_FILE,
+    BenchmarkResult,
+    GenerationRecord,
+    first_problem,
+    read_records,
+    read_result,
+)
+
+PROBES_FILE = "probes.jsonl"
+
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True)
+class ModelProbe:
+    """What a model's step reads and multiplies."""
+
+    method: str
+    """"target", or the drafter's name."""
+    bytes_per_step: int
+    """Bytes of weights that one decoding step must read."""
+    n_multiplied: int
+    """Parameters that every token is multiplied with."""
+    kind: Literal["model"] = "model"
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class CopyProbe:
+    """How fast this machine moves bytes."""
+
+    bytes_per_s: float
+    """Bytes read and written per second by copying a large tensor."""
+    kind: Literal["copy"] = "copy"
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class CallProbe:
+    """Repeated timings of one kind of call outside of any generation."""
+
+    method: str
+    """"target": one forward call on n_tokens positions; a drafter: drafting n_tokens tokens."""
+    temperature: float | None
+    """Of the drafter's sampling; None for the target, whose forward call knows none."""
+    context: int
+    """Tokens of the prompt before it."""
+    n_tokens: int
+    seconds: list[float]
+    kind: Literal["call"] = "call"
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
+class ForcedProbe:
+    """A drafter against the target along one output of the plain target (teacher forcing)."""
+
+    method: str
+    prompt_id: str
+    repeat: int
+    temperature: float
+    overlap: list[float | None]
+    """sum_v min(p, q) before each output token; None where nothing would have been drafted."""
+    kind: Literal["forced"] = "forced"
+    __pydantic_config__ = _STRICT
+
+
+Probe = ModelProbe | CopyProbe | CallProbe | ForcedProbe
+
+_PROBE: TypeAdapter[Probe] = TypeAdapter(Annotated[Probe, Field(discriminator="kind")])
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """Everything that a run left."""
+
+    result: BenchmarkResult
+    records: list[GenerationRecord]
+    probes: list[Probe]
+
+
+def probe_lines(probes: Iterable[Probe]) -> str:
+    """Lines of probes.jsonl, each with its newline."""
+    return "".join(to_json(probe).decode() + "\n" for probe in probes)
+
+
+def read_probes(path: Path) -> list[Probe]:
+    """Read probes.jsonl; empty where there is none. A damaged line raises UserError with its number."""
+    if not path.exists():
+        return []
+    probes = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            probes.append(_PROBE.validate_json(line))
+        except ValidationError as error:
+            raise UserError(f"{path}, line {number}: {first_problem(error)}") from None
+    return probes
+
+
+def read_run(folder: Path) -> RunFiles:
+    """Read a run folder. Raises UserError where its raw files are not the ones that its result was made from."""
+    result = read_result(folder)
+    require_untouched(folder, result)
+    return RunFiles(result, list(read_records(folder / RECORDS_FILE)), read_probes(folder / PROBES_FILE))
+
+
+def require_untouched(folder: Path, result: BenchmarkResult) -> None:
+    """Raise UserError where a complete run's records or probes are missing, cut off or changed."""
+    if result.status != "complete":
+        return
+    for name, expected in ((RECORDS_FILE, result.records_sha256), (PROBES_FILE, result.probes_sha256)):
+        path = folder / name
+        if not expected and name == PROBES_FILE:
+            continue
+        if not path.is_file():
+            raise UserError(f"no such file: {path}")
+        if file_sha256(path) != expected:
+            raise UserError(f"{path} was changed after the run: its hash is not the one in result.json")
+
+
+def json_schema() -> dict[str, object]:
+    """The JSON schema of one line of probes.jsonl."""
+    return _PROBE.json_schema()
+
+
+def model_probes(probes: Sequence[Probe]) -> dict[str, ModelProbe]:
+    """Method -> what its model's step reads and multiplies."""
+    return {probe.method: probe for probe in probes if isinstance(probe, ModelProbe)}
+
+
+def copy_rate(probes: Sequence[Probe]) -> float | None:
+    """Bytes per second of copying: the median of the run's probes."""
+    rates = [probe.bytes_per_s for probe in probes if isinstance(probe, CopyProbe)]
+    return median(rates) if rates else None
