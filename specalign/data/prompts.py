@@ -73,6 +73,11 @@ def _encode(
 
     document = example.document
     encoded, n_truncated = ids(document), 0
+    if not encoded:
+        raise UserError(
+            f"the prompt of {example.id!r} has no tokens: {type(tokenizer).__name__} does not fit the files in the "
+            "model's folder; save the tokenizer again from where the model came from"
+        )
     if len(encoded) > limit:
         tokens = tokenizer(document, add_special_tokens=False)["input_ids"]
         keep = len(tokens) - (len(encoded) - limit)

@@ -62,6 +62,8 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if name not in DTYPES:
         raise unknown("dtype", name, ("auto", *DTYPES))
+    if name == "float64" and device.type == "mps":
+        raise UserError("dtype float64 asked for, but MPS has none; use float32, or the CPU (--device cpu)")
     return DTYPES[name]
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from torch import nn
 from transformers import PreTrainedModel
+
+Tower = Literal["encoder", "decoder"]
+"""Decoder-only models have the second one."""
 
 
 def eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
@@ -31,11 +36,16 @@ def context_limit(model: PreTrainedModel) -> int | None:
     return getattr(model.config.get_text_config(), "max_position_embeddings", None)
 
 
+def tower_layers(model: PreTrainedModel, tower: Tower) -> nn.ModuleList:
+    """The transformer blocks of one stack."""
+    stack = model.get_decoder() if tower == "decoder" else model.get_encoder()
+    layers = getattr(stack, "layers", None)
+    return layers if layers is not None else stack.block
+
+
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The transformer blocks of the (decoder) stack."""
-    decoder = model.get_decoder()
-    layers = getattr(decoder, "layers", None)
-    return layers if layers is not None else decoder.block
+    return tower_layers(model, "decoder")
 
 
 def n_parameters(model: PreTrainedModel) -> int:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from specalign.errors import UserError
-from specalign.models.properties import decoder_layers
+from specalign.models.properties import Tower, tower_layers
 
 
 def choose_layers(n_layers: int, n_keep: int, how: Literal["ends", "even"] = "ends") -> tuple[int, ...]:
@@ -34,14 +34,19 @@ def require_layers(layers: Sequence[int], n_layers: int) -> None:
 
 
 @torch.no_grad()
-def slice_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedModel:
+def slice_layers(
+    teacher: PreTrainedModel, layers: Sequence[int], encoder_layers: Sequence[int] | None = None
+) -> PreTrainedModel:
     """A model of the teacher's class with only ``layers`` of its (decoder) stack, weights copied.
 
-    An encoder-decoder model keeps its whole encoder. Layer types (sliding, full) follow their layers. Raises
-    UserError unless ``layers`` rises strictly from 0 to the teacher's last layer.
+    An encoder-decoder model keeps its whole encoder, or ``encoder_layers`` of it. Layer types (sliding, full)
+    follow their layers. Raises UserError unless both rise strictly from 0 to the stack's last layer.
     """
-    chosen = list(layers)
-    require_layers(chosen, len(decoder_layers(teacher)))
+    chosen: dict[Tower, list[int]] = {"decoder": list(layers)}
+    if encoder_layers is not None:
+        chosen["encoder"] = list(encoder_layers)
+    for tower, kept in chosen.items():
+        require_layers(kept, len(tower_layers(teacher, tower)))
     student = type(teacher)(_sliced_config(teacher, chosen))
     student.to(teacher.dtype)  # type: ignore[arg-type]
     student.load_state_dict(_sliced_weights(teacher, chosen))
@@ -50,28 +55,41 @@ def slice_layers(teacher: PreTrainedModel, layers: Sequence[int]) -> PreTrainedM
     return student.eval()
 
 
-def _sliced_config(teacher: PreTrainedModel, layers: list[int]) -> PreTrainedConfig:
+def _sliced_config(teacher: PreTrainedModel, chosen: Mapping[Tower, list[int]]) -> PreTrainedConfig:
     config = copy.deepcopy(teacher.config)
     if config.is_encoder_decoder:
-        config.num_decoder_layers = len(layers)
+        config.num_decoder_layers = len(chosen["decoder"])
+        if "encoder" in chosen:
+            config.num_layers = len(chosen["encoder"])
         return config
-    text = config.get_text_config()
+    text, layers = config.get_text_config(), chosen["decoder"]
     text.num_hidden_layers = len(layers)
     if getattr(text, "layer_types", None):
         text.layer_types = [text.layer_types[layer] for layer in layers]
     return config
 
 
-def _sliced_weights(teacher: PreTrainedModel, layers: list[int]) -> dict[str, torch.Tensor]:
-    stack = decoder_layers(teacher)
-    prefix = next(name for name, module in teacher.named_modules() if module is stack) + "."
+def _sliced_weights(teacher: PreTrainedModel, chosen: Mapping[Tower, list[int]]) -> dict[str, torch.Tensor]:
+    weights = dict(teacher.state_dict())
+    for tower, layers in chosen.items():
+        weights = _moved(weights, _prefix(teacher, tower), layers)
+    return weights
+
+
+def _moved(weights: dict[str, torch.Tensor], prefix: str, layers: list[int]) -> dict[str, torch.Tensor]:
+    """The weights with only ``layers`` below ``prefix``, numbered anew."""
     place = {layer: index for index, layer in enumerate(layers)}
-    weights = {}
-    for name, tensor in teacher.state_dict().items():
+    kept = {}
+    for name, tensor in weights.items():
         if not name.startswith(prefix):
-            weights[name] = tensor
+            kept[name] = tensor
             continue
         layer, _, rest = name.removeprefix(prefix).partition(".")
         if int(layer) in place:
-            weights[f"{prefix}{place[int(layer)]}.{rest}"] = tensor
-    return weights
+            kept[f"{prefix}{place[int(layer)]}.{rest}"] = tensor
+    return kept
+
+
+def _prefix(teacher: PreTrainedModel, tower: Tower) -> str:
+    stack = tower_layers(teacher, tower)
+    return next(name for name, module in teacher.named_modules() if module is stack) + "."

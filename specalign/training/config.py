@@ -45,8 +45,10 @@ class StudentConfig:
     """Teacher layers of the slice, first and last included; empty: n_layers of them, chosen by pick."""
     n_layers: int = 4
     """Layers of the slice where they are not listed."""
-    pick: Literal["ends", "even"] = "ends"
-    """Which layers: half from either end, or evenly spread."""
+    n_encoder_layers: int = 0
+    """Encoder layers of an encoder-decoder teacher's slice; 0: all of them, since most of the cost is the decoder."""
+    pick: Literal["ends", "even", "influence"] = "ends"
+    """Which layers: half from either end, evenly spread, or those that turn the hidden state most (a short probe)."""
     start: Literal["aligned", "slice"] = "aligned"
     """Whether a slice is first refitted to the teacher in closed form."""
     align_tokens: int = 20_000

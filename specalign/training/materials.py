@@ -20,6 +20,7 @@ from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.data.examples import Split
 from specalign.errors import UserError
 from specalign.models.alignment import align_slice, n_passes
+from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
     Attention,
     load_model,
@@ -29,7 +30,7 @@ from specalign.models.load import (
     resolve_model,
 )
 from specalign.models.preflight import flash_needs
-from specalign.models.properties import decoder_layers, decoder_start_id, eos_ids
+from specalign.models.properties import Tower, decoder_start_id, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 ALIGN_BATCH = 16
 """Sequences of one forward pass of the alignment."""
+PROBE_TOKENS = 4_000
+"""Tokens of teacher responses that pick = "influence" looks at."""
 
 
 @dataclass
@@ -109,26 +112,47 @@ class Materials:
     def _start(self, config: StudentConfig) -> PreTrainedModel:
         if config.model:
             return _existing_student(self, config.model)
-        n_layers = len(decoder_layers(self.teacher))
-        layers = config.layers or choose_layers(n_layers, config.n_layers, config.pick)
         if self.config.teacher.quantization != "none":
             raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
-        student = slice_layers(self.teacher, layers).float()
+        chosen: dict[Tower, Sequence[int]] = {}
+        if config.n_encoder_layers:
+            chosen["encoder"] = self._layers(config, "encoder", config.n_encoder_layers)
+        chosen["decoder"] = config.layers or self._layers(config, "decoder", config.n_layers)
+        student = slice_layers(self.teacher, chosen["decoder"], chosen.get("encoder")).float()
         if config.start == "aligned":
             self.responses("train")
-            self._align(student, layers, config)
+            for tower, layers in chosen.items():  # the decoder is fitted to what the fitted encoder gives it
+                self._align(student, layers, tower, config)
         return student
 
-    def _align(self, student: PreTrainedModel, layers: Sequence[int], config: StudentConfig) -> None:
-        with self._timed("alignment"):
-            self._fit(student, layers, config)
+    def _layers(self, config: StudentConfig, tower: Tower, n_keep: int) -> tuple[int, ...]:
+        n_layers = len(tower_layers(self.teacher, tower))
+        if config.pick != "influence":
+            return choose_layers(n_layers, n_keep, config.pick)
+        choose_layers(n_layers, n_keep)  # raises for an impossible number before anything is computed
+        self.responses("train")
+        with self._timed(f"probe_{tower}"):
+            texts = self._alignment_texts(min(PROBE_TOKENS, config.align_tokens))
+            influence = layer_influence(self.teacher, padded_batches(texts, self.device), tower)
+        return most_influential(influence, n_keep)
 
-    def _fit(self, student: PreTrainedModel, layers: Sequence[int], config: StudentConfig) -> None:
+    def _align(
+        self, student: PreTrainedModel, layers: Sequence[int], tower: Tower, config: StudentConfig
+    ) -> None:
         batches = list(padded_batches(self._alignment_texts(config.align_tokens), self.device))
-        with progress_bar(
-            "aligning the slice", n_passes(layers, len(decoder_layers(self.teacher))) * len(batches)
-        ) as bar:
-            align_slice(student, self.teacher, layers, batches, ridge=config.ridge, progress=bar.advance)
+        with (
+            self._timed(f"alignment_{tower}"),
+            progress_bar("aligning the slice", n_passes(layers) * len(batches)) as bar,
+        ):
+            align_slice(
+                student,
+                self.teacher,
+                layers,
+                batches,
+                tower=tower,
+                ridge=config.ridge,
+                progress=bar.advance,
+            )
 
     def _alignment_texts(self, n_tokens: int) -> list[tuple[Tokens, ...]]:
         """Prompts with the teacher's responses, until ``n_tokens`` are reached; (encoder's, decoder's) text each

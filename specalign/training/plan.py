@@ -101,6 +101,7 @@ def _student_config(config: TrainConfig, teacher: PreTrainedConfig) -> PreTraine
     n_layers = len(config.student.layers) or config.student.n_layers
     if student.is_encoder_decoder:
         student.num_decoder_layers = n_layers
+        student.num_layers = config.student.n_encoder_layers or student.num_layers
         return student
     text = student.get_text_config()
     text.num_hidden_layers = n_layers

@@ -10,7 +10,7 @@ from specalign.data.preflight import describe_prompts, describe_rows, first_rows
 from specalign.errors import UserError
 from specalign.models import preflight as models
 from specalign.models.load import require_bitsandbytes, resolve_device
-from specalign.models.properties import decoder_layers
+from specalign.models.properties import decoder_layers, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
 from specalign.preflight import Caution, Check, Finding, examine
 from specalign.training.config import UNTRAINED, TrainConfig
@@ -74,9 +74,19 @@ def _slice(config: TrainConfig, teacher: models.Outline) -> str:
     student, n_layers = config.student, len(decoder_layers(teacher.model))
     if config.teacher.quantization != "none":
         raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
-    layers = student.layers or choose_layers(n_layers, student.n_layers, student.pick)
+    if student.n_encoder_layers:
+        if teacher.kind != "encoder-decoder":
+            raise UserError(
+                f"student.n_encoder_layers = {student.n_encoder_layers}, but the teacher has no encoder"
+            )
+        choose_layers(len(tower_layers(teacher.model, "encoder")), student.n_encoder_layers)
+    probed = student.pick == "influence" and not student.layers
+    layers = student.layers or choose_layers(
+        n_layers, student.n_layers, "even" if student.pick == "even" else "ends"
+    )
     require_layers(layers, n_layers)
-    return f"layers {', '.join(map(str, layers))} of the teacher's {n_layers}, {student.start}"
+    names = f"{len(layers)} layers, chosen by a probe," if probed else f"layers {', '.join(map(str, layers))}"
+    return f"{names} of the teacher's {n_layers}, {student.start}"
 
 
 def _needed(config: TrainConfig) -> int:

@@ -153,6 +153,13 @@ def test_only_the_document_is_cut_and_the_cut_is_counted(words: PreTrainedTokeni
         encode_prompts([example], words, prompt="sum {document} up", max_prompt_tokens=2)
 
 
+def test_a_prompt_without_a_token_is_refused() -> None:
+    raw = Tokenizer(models.BPE({"a": 0}, []))  # without an unknown token, other letters vanish
+    silent = PreTrainedTokenizerFast(tokenizer_object=raw)
+    with pytest.raises(UserError, match="the prompt of 'x' has no tokens"):
+        encode_prompts([Example("x", "b")], silent, prompt="{document}", max_prompt_tokens=9)
+
+
 def test_a_prompt_without_its_place_is_refused(words: PreTrainedTokenizerFast) -> None:
     with pytest.raises(UserError, match=r"the prompt has no \{document\}: 'sum up'"):
         encode_prompts([Example("x", "a")], words, prompt="sum up", max_prompt_tokens=9)

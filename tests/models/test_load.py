@@ -118,6 +118,8 @@ def test_devices() -> None:
 def test_dtypes() -> None:
     assert resolve_dtype("auto", torch.device("cpu")) == torch.float32
     assert resolve_dtype("auto", torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(UserError, match=r"MPS has none; use float32, or the CPU"):
+        resolve_dtype("float64", torch.device("mps"))
     with pytest.raises(UserError, match="unknown dtype 'half'"):
         resolve_dtype("half", torch.device("cpu"))
 

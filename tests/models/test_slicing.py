@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -30,7 +33,9 @@ from transformers import (
 from specalign.data import load_examples
 from specalign.errors import UserError
 from specalign.losses import overlap
-from specalign.models.alignment import align_slice, n_passes
+from specalign.models import alignment
+from specalign.models.alignment import align_slice, float64_device, n_passes
+from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import load_model, load_tokenizer
 from specalign.models.properties import decoder_layers
 from specalign.models.slicing import choose_layers, slice_layers
@@ -203,7 +208,7 @@ def test_an_unsliced_teacher_stays_unchanged() -> None:
     teacher = llama()
     student = slice_layers(teacher, range(5))
     assert align_slice(student, teacher, range(5), batches()) == []
-    assert n_passes(range(5), 5) == 1
+    assert n_passes(range(5)) == 1
     assert all(
         torch.equal(ours, theirs)
         for ours, theirs in zip(student.parameters(), teacher.parameters(), strict=True)
@@ -273,6 +278,101 @@ def test_an_encoder_decoder_slice_is_aligned_too() -> None:
     ids, mask, decoder_ids, _ = data[0]
     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
     torch.testing.assert_close(student(**inputs).logits, teacher(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+def t5(**changes: Any) -> Any:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_heads": 2}
+    return T5ForConditionalGeneration(T5Config(**sizes | {"num_layers": 4} | changes)).double().eval()
+
+
+def test_an_encoder_is_cut_and_aligned_too() -> None:
+    """Planted: encoder layers that are cut out do nothing, one map is damaged; the whole model comes back."""
+    teacher = t5(num_decoder_layers=3)
+    with torch.no_grad():
+        for block in teacher.encoder.block[1:3]:
+            block.layer[0].SelfAttention.o.weight.zero_()
+            block.layer[1].DenseReluDense.wo.weight.zero_()
+    student: Any = slice_layers(teacher, range(3), (0, 3))
+    assert (student.config.num_layers, student.config.num_decoder_layers) == (2, 3)
+    with torch.no_grad():
+        student.encoder.block[0].layer[1].DenseReluDense.wo.weight.mul_(-3)
+    data = [(*encoder, *decoder) for encoder, decoder in zip(batches(), batches(length=12), strict=True)]
+    refits = align_slice(student, teacher, (0, 3), data, tower="encoder", ridge=0.0)
+    assert [refit.layer for refit in refits] == [0, 3]
+    assert refits[0].error_before > 0.1
+    assert refits[0].error_after < 1e-10
+    ids, mask, decoder_ids, _ = data[0]
+    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoder_ids}
+    torch.testing.assert_close(student(**inputs).logits, teacher(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_a_slice_of_both_towers_is_a_checkpoint(tmp_path: Path) -> None:
+    teacher = t5()
+    student: Any = slice_layers(teacher, (0, 1, 3), (0, 3))
+    for place, layer in enumerate((0, 3)):
+        ours, theirs = (
+            model.encoder.block[at].state_dict() for model, at in ((student, place), (teacher, layer))
+        )
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    student.save_pretrained(tmp_path)
+    loaded = T5ForConditionalGeneration.from_pretrained(tmp_path, dtype=torch.float64)
+    inputs = {"input_ids": torch.tensor([[3, 8, 20]]), "decoder_input_ids": torch.tensor([[0, 5]])}
+    assert torch.equal(loaded(**inputs).logits, student(**inputs).logits)
+    with pytest.raises(UserError, match="layers must rise from 0 to 3"):
+        slice_layers(teacher, (0, 3), (0, 1))
+
+
+def test_the_teachers_states_are_not_kept_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each batch they are gone when the next one is asked for; their files are gone at the end."""
+    monkeypatch.setenv("SPECALIGN_CACHE", str(tmp_path))
+    alive: list[weakref.ref[Tensor]] = []
+    states = alignment._teacher_states
+
+    def watched(*arguments: Any) -> dict[str, Tensor]:
+        gc.collect()
+        assert not any(reference() is not None for reference in alive)
+        found = states(*arguments)
+        alive.extend(weakref.ref(tensor) for tensor in found.values())
+        return found
+
+    monkeypatch.setattr(alignment, "_teacher_states", watched)
+    teacher = llama()
+    align_slice(slice_layers(teacher, (0, 2, 4)), teacher, (0, 2, 4), (batch for batch in batches(n=5)))
+    assert len(alive) == 5 * 3
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_mps_has_no_float64() -> None:
+    assert float64_device(torch.device("mps")) == torch.device("cpu")
+    assert float64_device(torch.device("cuda:1")) == torch.device("cuda:1")
+
+
+def test_influence_is_one_minus_the_cosine() -> None:
+    """A layer that does nothing has none; the others match the mean over the unpadded tokens."""
+    teacher = llama()
+    with torch.no_grad():
+        teacher.model.layers[2].self_attn.o_proj.weight.zero_()
+        teacher.model.layers[2].mlp.down_proj.weight.zero_()
+    influence = layer_influence(teacher, batches())
+    assert influence[2] == pytest.approx(0, abs=1e-6)
+    assert all(0.01 < value < 2 for place, value in enumerate(influence) if place != 2)
+    ids, mask = batches()[0]
+    states = teacher(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+    expected = 1 - functional.cosine_similarity(states[1], states[2], dim=-1)[mask.bool()].mean()
+    assert layer_influence(teacher, batches()[:1])[1] == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_most_influential_layers_are_kept_in_their_order() -> None:
+    assert most_influential([0.0, 0.2, 0.9, 0.1, 0.4, 0.0], 4) == (0, 2, 4, 5)
+    assert most_influential([0.0, 0.2, 0.9], 2) == (0, 2)
+
+
+def test_influence_of_an_encoder() -> None:
+    data = [(*encoder, *decoder) for encoder, decoder in zip(batches(), batches(length=12), strict=True)]
+    teacher = t5(num_decoder_layers=2)
+    assert len(layer_influence(teacher, data, "encoder")) == 4
+    assert len(layer_influence(teacher, data)) == 2
 
 
 @pytest.mark.parametrize(
