@@ -31,7 +31,8 @@ from specalign.training.checkpoints import (
     save_weights,
 )
 from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
-from specalign.training.materials import Materials
+from specalign.training.coverage import coverage
+from specalign.training.materials import Materials, data_facts
 from specalign.training.optimiser import adamw, clip_gradients, rate
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
@@ -88,6 +89,9 @@ def train(config: TrainConfig, materials: Materials) -> Path:
         folder.claim(config, stamp)
     distributed.wait_for_all()
     run = start_run(config, materials)
+    covered = coverage(run.pair, run.validation)
+    if covered and distributed.rank() == 0:
+        print(f"{path}: {covered}", flush=True)
     resume(run)
     begun = time.monotonic() - run.position.wall_s
     if run.position.step == 0:
@@ -95,6 +99,7 @@ def train(config: TrainConfig, materials: Materials) -> Path:
     with progress_bar(f"{config.method} -> {path}", 1.0) as bar:
         loop(run, bar, begun)
     if distributed.rank() == 0:
+        stamp |= {"data": data_facts(materials), "draft_vocabulary": asdict(covered) if covered else {}}
         finish(run, materials, stamp, begun)
     return path
 

@@ -36,7 +36,7 @@ from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig
-from specalign.training.distributed import local_device, main_process_first
+from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.rollouts import Tokens, Writer, responses_key, stored_responses
 
 if TYPE_CHECKING:
@@ -214,7 +214,34 @@ def load_materials(config: TrainConfig) -> Materials:
         attn=attention_of(config.attn, device),
         trust_remote_code=config.teacher.trust_remote_code,
     ).requires_grad_(False)
-    return Materials(config, device, tokenizer, teacher, *prompts)
+    materials = Materials(config, device, tokenizer, teacher, *prompts)
+    _tell_what_was_cut(materials)
+    return materials
+
+
+def data_facts(materials: Materials) -> dict[str, int]:
+    """How many prompts there are, and what of them was cut to fit."""
+    prompts = [*materials.train, *materials.validation]
+    limit = materials.config.data.max_response_tokens
+    cut = [prompt.n_truncated for prompt in prompts if prompt.n_truncated]
+    return {
+        "n_train": len(materials.train),
+        "n_validation": len(materials.validation),
+        "n_truncated_prompts": len(cut),
+        "n_truncated_prompt_tokens": sum(cut),
+        "n_truncated_references": sum(len(prompt.reference_ids) > limit for prompt in prompts),
+    }
+
+
+def _tell_what_was_cut(materials: Materials) -> None:
+    facts = data_facts(materials)
+    if rank() == 0 and (facts["n_truncated_prompts"] or facts["n_truncated_references"]):
+        print(
+            f"specalign-train: of {facts['n_train'] + facts['n_validation']} prompts, {facts['n_truncated_prompts']} "
+            f"are cut to data.max_prompt_tokens (by {facts['n_truncated_prompt_tokens']} tokens in all), and "
+            f"{facts['n_truncated_references']} references to data.max_response_tokens",
+            flush=True,
+        )
 
 
 def load_split(data: DataConfig, split: Split) -> list:
