@@ -22,8 +22,8 @@ from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Prob
 from specalign.progress import progress_bar
 from specalign.results import GenerationRecord
 
-ROUNDS = 5
-"""Timings of each call; their order is random in every round."""
+REPEATS = 3
+"""Calls in a row; the first is not recorded, as calls of one kind follow each other in decoding too."""
 POSITIONS = 64
 """Positions whose full distributions are held at a time."""
 
@@ -51,26 +51,22 @@ def fact_probes(suite: Suite) -> list[Probe]:
 @torch.inference_mode()
 def call_probes(suite: Suite, config: BenchConfig) -> list[Probe]:
     """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens, at several context lengths."""
-    found: list[Probe] = []
-    prompts = probe_prompts(suite, config)
     clock = Clock(suite.target.device)
-    with progress_bar("timing single calls", len(prompts)) as bar:
-        for prompt in prompts:
-            calls = list(_calls(suite, config, prompt))
-            seconds: list[list[float]] = [[] for _ in calls]
-            for number in range(1 + ROUNDS):
-                for place in random.Random(f"{config.seed}|{number}").sample(range(len(calls)), len(calls)):
-                    begin = clock.settle()
-                    calls[place].make()
-                    elapsed = clock.settle() - begin
-                    if number:  # the first round warms up
-                        seconds[place].append(elapsed)
-            found += [
-                CallProbe(call.method, call.temperature, call.context, call.n_tokens, times)
-                for call, times in zip(calls, seconds, strict=True)
-            ]
-            bar.advance()
-    return found
+    calls = [call for prompt in probe_prompts(suite, config) for call in _calls(suite, config, prompt)]
+    random.Random(config.seed).shuffle(calls)
+    return [
+        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call.make, clock))
+        for call in calls
+    ]
+
+
+def _seconds(call: Job, clock: Clock) -> list[float]:
+    times = []
+    for _ in range(REPEATS):
+        begin = clock.settle()
+        call()
+        times.append(clock.settle() - begin)
+    return times[1:]
 
 
 def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:

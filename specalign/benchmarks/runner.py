@@ -43,6 +43,8 @@ from specalign.results import (
 )
 
 WARMUP_TOKENS = 8
+PROBINGS = 4
+"""Times that single calls are timed, evenly spread over a run."""
 TIE_TOLERANCE = 1e-4
 """Logits closer than this are a tie: rounding decides between them."""
 FAILURES = (RuntimeError, ValueError)
@@ -85,11 +87,8 @@ def run(config: BenchConfig) -> BenchmarkResult:
 
 
 def _measure(suite: Suite, config: BenchConfig, plan: list[Cell]) -> None:
-    """Single calls before and after the generations, so that neither end of the run speaks alone."""
     path = config.output / RECORDS_FILE
-    _add_probes(config, call_probes(suite, config))
     _generate_all(suite, config, plan, path)
-    _add_probes(config, call_probes(suite, config))
     _add_probes(config, forced_probes(suite, config, list(read_records(path))))
 
 
@@ -209,9 +208,10 @@ def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[in
 
 
 def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Path) -> None:
-    """Make what is still missing, in the plan's order."""
+    """Make what is still missing, in the plan's order; time single calls in between, as the machine changes."""
     done = {_key(record) for record in read_records(path)}
     missing = [cell for cell in plan if cell.key not in done]
+    probings = {number * len(missing) // PROBINGS for number in range(PROBINGS)}
     _warm_up(suite, config, missing)
     with (
         _frozen_heap(),
@@ -219,7 +219,9 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
         progress_bar("decoding", len(plan)) as bar,
     ):
         bar.advance(len(done))
-        for cell in missing:
+        for place, cell in enumerate(missing):
+            if place in probings:
+                _add_probes(config, call_probes(suite, config))
             file.write(record_line(_generate_one(suite, config, cell)))
             file.flush()
             bar.advance()

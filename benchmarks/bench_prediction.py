@@ -1,0 +1,81 @@
+"""Predicted against measured speed-up of finished runs: does the cost model say what comes out?
+
+    python benchmarks/bench_prediction.py RUN [RUN ...] [--output FILE.json]
+
+Every row of the runs that drafted (benchmarks/prediction.toml: gamma = 1..8) is compared with three predictions: from
+its survival curve and call times that were measured apart, the same with the medians of its own steps, and
+Leviathan et al.'s formula (acceptance i.i.d., verification free, no overhead). The bar is on the first; exit code 1
+where a row misses it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from specalign.probes import read_run
+from specalign.results import BenchmarkResult, SummaryRow, write_json
+
+BAR = 0.05
+
+
+def main() -> int:
+    """Print a line a row; returns the exit code."""
+    parser = argparse.ArgumentParser(description="Predicted against measured speed-up of finished runs.")
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    parser.add_argument("--output", type=Path, help="JSON file for the comparison")
+    arguments = parser.parse_args()
+    results = [read_run(folder).result for folder in arguments.runs]
+    rows = [compared(row) for result in results for row in result.rows if row.predicted_from_probes]
+    worst = max(abs(row["from_probes"]["gap"]) for row in rows)
+    for row in rows:
+        print(" ".join(f"{word:>14}" for word in cells(row)))
+    print(f"{len(rows)} rows; the worst prediction from probes is {worst:.1%} off (bar: {BAR:.0%})")
+    if arguments.output:
+        facts = {"bar": BAR, "worst_gap": worst, "n_rows": len(rows)}
+        write_json(arguments.output, facts | {"runs": [provenance(result) for result in results], "rows": rows})
+    return int(worst > BAR)
+
+
+def compared(row: SummaryRow) -> dict[str, Any]:
+    """The measured decode speed-up of a row, and each prediction with its relative gap."""
+    assert row.decode_speedup is not None
+    measured = row.decode_speedup.value
+    predictions = {
+        "from_probes": row.predicted_from_probes,
+        "from_own_steps": row.predicted_speedup,
+        "leviathan": row.leviathan_speedup,
+    }
+    return {
+        "method": row.method,
+        "temperature": row.temperature,
+        "gamma": row.gamma,
+        "measured": measured,
+        "interval": [row.decode_speedup.low, row.decode_speedup.high],
+        **{
+            name: None if value is None else {"speedup": value, "gap": value / measured - 1}
+            for name, value in predictions.items()
+        },
+    }
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """One line of the printed table."""
+    shown = [row["method"], f"T={row['temperature']:g}", f"gamma={row['gamma']}", f"{row['measured']:.3f}x"]
+    for name in ("from_probes", "from_own_steps", "leviathan"):
+        shown.append("none" if row[name] is None else f"{row[name]['speedup']:.3f}x {row[name]['gap']:+.1%}")
+    return shown
+
+
+def provenance(result: BenchmarkResult) -> dict[str, Any]:
+    """What was run, on what."""
+    kept = ("created", "specalign", "git", "packages", "hardware", "dtype", "attention", "n_prompts")
+    facts = {key: result.provenance[key] for key in kept if key in result.provenance}
+    checks = {check.name: [check.passed, check.detail] for check in result.checks}
+    return {"suite": result.suite, "target": result.target.source, **facts, "checks": checks}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
