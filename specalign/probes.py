@@ -5,11 +5,11 @@ Together with `records.jsonl` it is the raw truth of a run: docs/metrics.md says
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
@@ -23,6 +23,8 @@ from specalign.results import (
     first_problem,
     read_records,
     read_result,
+    record_schema,
+    result_schema,
 )
 
 PROBES_FILE = "probes.jsonl"
@@ -137,9 +139,12 @@ def require_untouched(folder: Path, result: BenchmarkResult) -> None:
             raise UserError(f"{path} was changed after the run: its hash is not the one in result.json")
 
 
-def json_schema() -> dict[str, object]:
-    """The JSON schema of one line of probes.jsonl."""
-    return _PROBE.json_schema()
+SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
+    "result": result_schema,
+    "record": record_schema,
+    "probe": _PROBE.json_schema,
+}
+"""JSON schemas of result.json, and of a line of records.jsonl and of probes.jsonl; published in docs/schemas."""
 
 
 def model_probes(probes: Sequence[Probe]) -> dict[str, ModelProbe]:

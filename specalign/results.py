@@ -285,6 +285,11 @@ def result_schema() -> dict[str, Any]:
     return _RESULT.json_schema()
 
 
+def record_schema() -> dict[str, Any]:
+    """The JSON schema of a line of records.jsonl."""
+    return _RECORD.json_schema()
+
+
 def record_line(record: GenerationRecord) -> str:
     """One line of records.jsonl, newline included."""
     return to_json(record).decode() + "\n"

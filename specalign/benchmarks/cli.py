@@ -5,17 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from pathlib import Path
 from typing import TypeVar
 
 from specalign import __version__
+from specalign.benchmarks.analysis_cli import (
+    convert_command,
+    explain_command,
+    plan_command,
+    schema_command,
+    seeds_command,
+    verify_command,
+)
+from specalign.benchmarks.arguments import PROGRAM, run_folders
 from specalign.benchmarks.config import BenchConfig, check
 from specalign.config import flag_value, load_config, parse_flags
 from specalign.errors import UserError, run_cli, unknown
 from specalign.templates import prompt_text
 
-PROGRAM = "specalign-bench"
 USAGE = f"""\
 usage: {PROGRAM} COMMAND [OPTIONS]
 
@@ -28,6 +35,10 @@ commands:
   compare RUN RUN ...                        put the rows of several runs side by side
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
   plan --target-ms ... --alpha ...           predict speed-ups from times measured elsewhere
+  seeds RUN RUN ...                          compare objectives over training seeds
+  convert RUN --to vllm                      show a run's acceptance in another project's figures
+  verify RUN                                 recompute every figure from the raw files
+  schema --of result                         print the JSON schema of a run's file
 
 {PROGRAM} COMMAND --help shows a command's options, {PROGRAM} --version the version."""
 
@@ -47,31 +58,6 @@ class CompareConfig:
 @dataclass(frozen=True)
 class ReportConfig:
     """Rebuild report.md and the plots of a run from result.json and records.jsonl."""
-
-
-@dataclass(frozen=True)
-class ExplainConfig:
-    """Say why each drafter of a run is as fast as it is, from the medians of its own steps."""
-
-
-@dataclass(frozen=True)
-class PlanConfig:
-    """Predict speed-ups from times measured elsewhere, by Leviathan et al.'s formula with measured costs."""
-
-    target_ms: float = 0.0
-    """Milliseconds of the target's call on one token (required)."""
-    verify_ms: float = 0.0
-    """Milliseconds of the target's call on gamma + 1 tokens (required)."""
-    draft_ms: float = 0.0
-    """Milliseconds of the drafter's call on one token; 0: drafts are free."""
-    alpha: float = 0.7
-    """Acceptance rate, 0 to 1: the chance that a drafted token is accepted."""
-    overhead_ms: float = 0.0
-    """Milliseconds of everything else in a speculative step, beyond a plain step's."""
-    gamma: int = 4
-    """Draft length that verify_ms was measured at."""
-    gamma_max: int = 8
-    """Longest draft to consider, in tokens."""
 
 
 def entry() -> None:
@@ -136,57 +122,17 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _report(arguments: Sequence[str]) -> None:
-    folders, _ = _folders("report", arguments, ReportConfig())
-    if len(folders) != 1:
-        raise UserError("report takes one run folder")
-    _show(folders[0])
+    (folder,), _ = run_folders("report", arguments, ReportConfig(), most=1)
+    _show(folder)
 
 
 def _compare(arguments: Sequence[str]) -> None:
-    folders, config = _folders("compare", arguments, CompareConfig())
+    folders, config = run_folders("compare", arguments, CompareConfig())
     if len(folders) < 2:
         raise UserError("compare takes at least two run folders")
     from specalign.reports import compare_runs
 
     print(compare_runs(folders, config.output, force=config.force))
-
-
-def _explain(arguments: Sequence[str]) -> None:
-    folders, _ = _folders("explain", arguments, ExplainConfig())
-    if len(folders) != 1:
-        raise UserError("explain takes one run folder")
-    from specalign.benchmarks.explain import explain
-    from specalign.results import RECORDS_FILE, read_records, read_result
-
-    print("\n".join(explain(read_result(folders[0]), list(read_records(folders[0] / RECORDS_FILE)))))
-
-
-def _plan(arguments: Sequence[str]) -> None:
-    config = parse_flags(
-        PlanConfig,
-        arguments,
-        default=PlanConfig(),
-        program=f"{PROGRAM} plan",
-        description=PlanConfig.__doc__ or "",
-    )
-    if config.target_ms <= 0 or config.verify_ms <= 0:
-        raise UserError("plan needs --target-ms and --verify-ms, both above 0")
-    if not 0 <= config.alpha <= 1:
-        raise UserError(f"--alpha must lie in 0..1, not {config.alpha:g}")
-    if min(config.draft_ms, config.overhead_ms) < 0 or min(config.gamma, config.gamma_max) < 1:
-        raise UserError("--draft-ms and --overhead-ms must not be negative, --gamma and --gamma-max at least 1")
-    from specalign.benchmarks.explain import plan, plan_lines
-
-    found = plan(
-        target_s=config.target_ms / 1000,
-        verify_s=config.verify_ms / 1000,
-        draft_s=config.draft_ms / 1000,
-        overhead_s=config.overhead_ms / 1000,
-        alpha=config.alpha,
-        gamma=config.gamma,
-        gamma_max=config.gamma_max,
-    )
-    print("\n".join(plan_lines(found, config.alpha)))
 
 
 def _show(folder: Path) -> None:
@@ -202,22 +148,6 @@ def _show(folder: Path) -> None:
         console.width = 160
     console.print(result_table(read_result(folder)))
     print(f"report: {report}")
-
-
-def _folders(command: str, arguments: Sequence[str], default: C) -> tuple[list[Path], C]:
-    """Leading words are run folders, the rest are flags."""
-    names = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    config = parse_flags(
-        type(default),
-        arguments[len(names) :],
-        default=default,
-        program=f"{PROGRAM} {command} RUN",
-        description=type(default).__doc__ or "",
-    )
-    for name in names:
-        if not Path(name).is_dir():
-            raise UserError(f"no such run folder: {name}")
-    return [Path(name) for name in names], config
 
 
 def _gather(arguments: Sequence[str], flag: str) -> list[str]:
@@ -248,6 +178,10 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "check": _check,
     "report": _report,
     "compare": _compare,
-    "explain": _explain,
-    "plan": _plan,
+    "explain": explain_command,
+    "plan": plan_command,
+    "seeds": seeds_command,
+    "convert": convert_command,
+    "verify": verify_command,
+    "schema": schema_command,
 }

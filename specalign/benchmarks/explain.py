@@ -1,217 +1,236 @@
-"""Why a drafter is as fast as it is: the cost model, filled with a run's own medians, in words."""
+"""Why a drafter is as fast as it is: the cost model, filled with a run's own measurements, in words."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from statistics import mean
 
-import numpy as np
-
-from specalign.benchmarks.comparison import seconds_per_token, step_costs
+from specalign.benchmarks.comparison import step_costs
 from specalign.benchmarks.config import TARGET
 from specalign.benchmarks.cost_model import (
     StepCosts,
-    break_even_alpha,
     expected_tokens,
     speedup,
     tokens_from_survival,
 )
-from specalign.metrics.comparisons import holm, minimum_detectable_difference, paired_p_value
-from specalign.metrics.timing import median_step_s
-from specalign.results import BenchmarkResult, GenerationRecord, StepTrace, SummaryRow
+from specalign.benchmarks.differences import difference_lines
+from specalign.benchmarks.forced import forced_lines
+from specalign.benchmarks.outlook import CallSeconds, Drafting, Outlook, best, outlooks
+from specalign.benchmarks.prediction import mean_call_seconds, probed_steps
+from specalign.probes import Probe, RunFiles
+from specalign.results import BenchmarkResult, GenerationRecord, SummaryRow
 
-SIGNIFICANT = 0.05
-VerifySeconds = Callable[[int], float]
-"""Positions of a target call -> its median seconds."""
+PARTS = ("draft", "verify growth", "sampling", "overhead")
 
 
 @dataclass(frozen=True)
-class Outlook:
-    """What one draft length would give."""
+class Attribution:
+    """Mean milliseconds of one step, by part; verification split into one plain call and what it costs beyond."""
 
-    gamma: int
-    speedup: float
-    break_even_alpha: float | None
+    plain_call: float
+    draft: float
+    verify_growth: float
+    sampling: float
+    """Sampling, the rule and the bookkeeping of the step."""
+    overhead: float
+    """Between the steps."""
+
+    @property
+    def total(self) -> float:
+        """Milliseconds of a step."""
+        return self.plain_call + self.draft + self.verify_growth + self.sampling + self.overhead
 
 
-def explain(result: BenchmarkResult, records: Sequence[GenerationRecord]) -> list[str]:
+def explain(run: RunFiles) -> list[str]:
     """A paragraph a row that drafted, one on the ceiling, and one on which differences are real."""
-    good = [record for record in records if record.status == "ok" and record.steps]
-    lines = _ceiling(result, good)
-    for row in result.rows:
+    good = [record for record in run.records if record.status == "ok" and record.steps]
+    lines = _ceiling(run.result)
+    for row in run.result.rows:
         if row.kind != "target":
-            lines += ["", *_explain_row(row, good)]
+            lines += ["", *_explain_row(row, good, run)]
     for temperature in sorted({record.temperature for record in good}):
-        lines += ["", *_differences([record for record in good if record.temperature == temperature])]
+        lines += ["", *difference_lines([record for record in good if record.temperature == temperature])]
     return lines
 
 
-def outlooks(
-    tokens: Callable[[int], float], costs: StepCosts, verify_s: VerifySeconds, gamma_max: int
-) -> list[Outlook]:
-    """Predicted speed-up at gamma = 1..gamma_max.
-
-    ``tokens`` gives tokens per step of a draft length; draft and verification times scale from ``costs``, which
-    hold for one gamma; the overhead is taken as the same for all.
-    """
-    found = []
-    for gamma in range(1, gamma_max + 1):
-        scaled = StepCosts(
-            gamma,
-            costs.target_s,
-            costs.plain_overhead_s,
-            costs.draft_s / costs.gamma * gamma,
-            verify_s(gamma + 1),
-            costs.overhead_s,
-        )
-        found.append(Outlook(gamma, speedup(tokens(gamma), scaled), break_even_alpha(scaled)))
-    return found
-
-
-def best(found: Sequence[Outlook]) -> Outlook:
-    """The fastest of them."""
-    return max(found, key=lambda outlook: outlook.speedup)
-
-
-def plan(
-    *,
-    target_s: float,
-    verify_s: float,
-    draft_s: float,
-    overhead_s: float,
-    alpha: float,
-    gamma: int,
-    gamma_max: int,
-) -> list[Outlook]:
-    """Predicted speed-up at gamma = 1..gamma_max from times measured elsewhere.
-
-    ``verify_s`` is T_target(gamma + 1) and ``draft_s`` T_draft(1); acceptance is i.i.d. at ``alpha``; between and
-    beyond T_target(1) and T_target(gamma + 1) verification grows along a straight line.
-    """
-    growth = (verify_s - target_s) / gamma
-    costs = StepCosts(gamma, target_s, 0.0, gamma * draft_s, verify_s, overhead_s)
-    return outlooks(
-        lambda n: expected_tokens(alpha, n),
-        costs,
-        lambda positions: target_s + growth * (positions - 1),
-        gamma_max,
-    )
-
-
-def plan_lines(found: Sequence[Outlook], alpha: float) -> list[str]:
-    """The outlooks as a table and one sentence of advice."""
-    lines = ["gamma  speed-up  break-even alpha"]
-    for outlook in found:
-        needed = "never pays" if outlook.break_even_alpha is None else f"{outlook.break_even_alpha:.2f}"
-        lines.append(f"{outlook.gamma:5}  {outlook.speedup:7.2f}x  {needed:>16}")
-    choice = best(found)
-    if choice.speedup <= 1:
-        return [
-            *lines,
-            f"At alpha {alpha:g} no gamma pays; the best, {choice.gamma}, gives {choice.speedup:.2f}x.",
-        ]
-    return [*lines, f"At alpha {alpha:g} use gamma = {choice.gamma}: {choice.speedup:.2f}x (an estimate)."]
-
-
-def verify_curve(traces: Sequence[StepTrace], gamma_max: int) -> dict[int, float]:
-    """Positions of a target call -> median seconds, where the run has such calls."""
-    medians = {n + 1: median_step_s(traces, "verify_s", n) for n in range(gamma_max + 1)}
-    return {positions: seconds for positions, seconds in medians.items() if seconds is not None}
-
-
-def interpolated(curve: Mapping[int, float]) -> VerifySeconds:
-    """The curve between its measured points, by straight lines."""
-    positions = sorted(curve)
-    seconds = [curve[place] for place in positions]
-    return lambda n: float(np.interp(n, positions, seconds))
-
-
-def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord]) -> list[str]:
+def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunFiles) -> list[str]:
     same = [record for record in records if record.temperature == row.temperature]
-    own = [record.steps for record in same if record.method == row.method and record.gamma == row.gamma]
-    plain = [record.steps for record in same if record.method == TARGET]
-    ours, theirs = [trace for trace in own if trace], [trace for trace in plain if trace]
+    ours = [record for record in same if record.method == row.method and record.gamma == row.gamma]
+    plain = [record for record in same if record.method == TARGET]
     title = f"{row.method}, temperature {row.temperature:g}, gamma {row.gamma}"
-    costs = step_costs(ours, theirs, row.gamma)
-    if costs is None or row.decode_speedup is None or row.alpha_counted is None or row.tau is None:
-        return [f"{title}: no step drafted {row.gamma} tokens, so there is nothing to explain."]
-    curve = {1: costs.target_s, row.gamma + 1: costs.verify_s}
-    curve = verify_curve(ours, row.gamma) | curve
-    survival = row.survival_by_position
-    choices = outlooks(
-        lambda gamma: tokens_from_survival(survival[:gamma]), costs, interpolated(curve), row.gamma
+    costs = step_costs(
+        [record.steps for record in ours if record.steps],
+        [record.steps for record in plain if record.steps],
+        row.gamma,
     )
-    iid = speedup(expected_tokens(row.alpha_counted.value, row.gamma), costs)
+    if costs is None or row.decode_speedup is None or row.tau is None:
+        return [f"{title}: no step drafted {row.gamma} tokens, so there is nothing to explain."]
+    choices = _choices(row, costs, same, run)
     return [
         f"{title}: decoding runs at {row.decode_speedup.value:.2f}x the plain target's speed.",
-        f"  predicted: {row.predicted_speedup:.2f}x from the survival curve, {iid:.2f}x from alpha alone",
-        f"  a plain step: {_ms(costs.target_s)} target + {_ms(costs.plain_overhead_s)} rest",
-        f"  a step of gamma {row.gamma}: {_ms(costs.draft_s)} draft (c = {costs.c:.2f}) + {_ms(costs.verify_s)} "
-        f"verify ({costs.verify_ratio:.2f} plain calls) + {_ms(costs.overhead_s)} rest",
-        f"  so it costs {costs.price:.2f} plain steps and emits {row.tau.value:.2f} tokens; {_need(row)}",
-        f"  {reason(costs, row.tau.value, best(choices))}",
+        *_figures(row),
+        *forced_lines(row, ours, plain, run.probes),
+        *_predictions(row, costs),
+        *_attribution(costs, ours, run.probes),
+        f"  a step costs {costs.price:.2f} plain steps and emits {row.tau.value:.2f} tokens; {_need(row, costs)}",
+        "  the model by gamma: " + ", ".join(f"{choice.gamma}: {choice.speedup:.2f}x" for choice in choices),
+        f"  {reason(costs, row.tau.value, best(choices), _quantization(run.result))}",
     ]
 
 
-def reason(costs: StepCosts, tau: float, choice: Outlook) -> str:
+def _figures(row: SummaryRow) -> list[str]:
+    """Acceptance length, latency and how much of the time the weights are being read."""
+    lines = []
+    if row.tau is not None and row.tau_by_request is not None:
+        lines.append(
+            f"  tau {row.tau.value:.2f} pooled over steps, {row.tau_by_request:.2f} as a mean over requests; "
+            f"MBSU {_times(row.mbsu)}, FLOPs a token {_times(row.flop_ratio)} the plain target's"
+        )
+    if row.latency_p50_ms is not None and row.latency_p95_ms is not None:
+        lines.append(f"  ms a token: {row.latency_p50_ms:.1f} (p50), {row.latency_p95_ms:.1f} (p95)")
+    if row.ceiling_tokens_per_s is not None and row.bandwidth_utilisation is not None:
+        lines.append(
+            f"  its steps could give {row.ceiling_tokens_per_s:.1f} tokens/s if they only read their weights; "
+            f"that takes {row.bandwidth_utilisation:.0%} of their time"
+        )
+    return lines
+
+
+def _predictions(row: SummaryRow, costs: StepCosts) -> list[str]:
+    iid = (
+        "" if row.alpha_counted is None else f"{_iid(row.alpha_counted.value, costs):.2f}x at i.i.d. alpha and "
+    )
+    leviathan = row.leviathan_speedup
+    return [
+        f"  predicted: {_times(row.predicted_from_probes)} from the survival curve and single calls timed apart; "
+        f"{iid}{_times(row.predicted_speedup)} at the survival curve with its own steps' medians; "
+        f"{_times(leviathan)} by Leviathan's formula (verification free, no overhead)"
+    ]
+
+
+def _iid(alpha: float, costs: StepCosts) -> float:
+    return speedup(expected_tokens(alpha, costs.gamma), costs)
+
+
+def measured_parts(costs: StepCosts, records: Sequence[GenerationRecord]) -> Attribution:
+    """Where the mean step's time went, in milliseconds."""
+    steps = [record.steps for record in records if record.steps]
+    draft, verify, rest = (
+        1000 * mean(seconds for trace in steps for seconds in getattr(trace, column))
+        for column in ("draft_s", "verify_s", "rest_s")
+    )
+    total = 1000 * sum(record.decode_s for record in records) / sum(len(trace.n_drafted) for trace in steps)
+    plain = 1000 * costs.target_s
+    return Attribution(plain, draft, verify - plain, rest, total - draft - verify - rest)
+
+
+def probed_parts(
+    costs: StepCosts, records: Sequence[GenerationRecord], probes: Sequence[Probe]
+) -> Attribution | None:
+    """The same by the cost model: from single calls timed apart."""
+    steps = probed_steps(records, probes)
+    if steps is None:
+        return None
+    plain = 1000 * costs.target_s
+    draft, verify, rest = (float(1000 * part.mean()) for part in (steps.draft_s, steps.verify_s, steps.rest_s))
+    return Attribution(plain, draft, verify - plain, rest, 0.0)
+
+
+def _attribution(costs: StepCosts, records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> list[str]:
+    """The mean step's milliseconds beyond one plain call, measured, and how far off the cost model is in each part."""
+    measured, model = measured_parts(costs, records), probed_parts(costs, records, probes)
+    lines = [f"  ms a step: {measured.total:.1f}, of which {measured.plain_call:.1f} are one plain target call"]
+    for name in PARTS:
+        ms = getattr(measured, name.replace(" ", "_"))
+        line = f"    {name + ':':14} {ms:+7.1f}"
+        if model is not None:
+            expected = getattr(model, name.replace(" ", "_"))
+            line += f"  (model {expected:+.1f}, residual {ms - expected:+.1f})"
+        lines.append(line)
+    return lines
+
+
+def _choices(
+    row: SummaryRow, costs: StepCosts, records: Sequence[GenerationRecord], run: RunFiles
+) -> list[Outlook]:
+    """Every gamma up to the run's longest for this method, with the survival and the draft lengths seen there."""
+    same = [
+        other for other in run.result.rows if (other.method, other.temperature) == (row.method, row.temperature)
+    ]
+    longest = max(same, key=lambda other: other.gamma)
+    survival = longest.survival_by_position
+    steps = [r.steps for r in records if r.steps and (r.method, r.gamma) == (row.method, longest.gamma)]
+    measured = {1: costs.target_s, row.gamma + 1: costs.verify_s}
+    drafting = Drafting(
+        tokens=lambda n: tokens_from_survival(survival[:n]),
+        draft_s=_call_curve(run.probes, row.method, row.temperature, len(survival), {row.gamma: costs.draft_s}),
+        verify_s=_call_curve(run.probes, TARGET, None, len(survival) + 1, measured),
+        lengths=[n for trace in steps for n in trace.n_drafted],
+    )
+    return outlooks(drafting, costs, len(survival))
+
+
+def _call_curve(
+    probes: Sequence[Probe], method: str, temperature: float | None, n_max: int, measured: dict[int, float]
+) -> CallSeconds:
+    """Seconds by tokens of a call: from probes, else a straight line through what the steps themselves showed."""
+    seconds = {n: mean_call_seconds(probes, method, temperature, n) for n in range(1, n_max + 1)}
+    known = {n: value for n, value in seconds.items() if value is not None}
+    if known:
+        return lambda n: known[n]
+    (first, low), (last, high) = min(measured.items()), max(measured.items())
+    slope = (high - low) / (last - first) if last > first else low / first
+    return lambda n: low + slope * (n - first)
+
+
+def reason(costs: StepCosts, tau: float, choice: Outlook, quantization: str = "none") -> str:
     """The one sentence: what makes it fast or slow, and what to do."""
-    advice = f"the best gamma up to {costs.gamma} is {choice.gamma}, predicted {choice.speedup:.2f}x"
-    if choice.speedup <= 1:
-        advice = f"no gamma up to {costs.gamma} pays (best: {choice.gamma}, predicted {choice.speedup:.2f}x)"
+    if choice.gamma == costs.gamma:
+        advice = f"no other gamma would do better than {choice.gamma}"
+    else:
+        advice = f"with gamma = {choice.gamma} you would get {choice.speedup:.2f}x"
     if tau > costs.price:
         return f"faster: a step emits more tokens than it costs; {advice}."
-    growth = costs.verify_s - costs.target_s
+    if choice.speedup <= 1:
+        advice = f"no gamma pays (best: {choice.gamma}, {choice.speedup:.2f}x)"
+    kernels = "" if quantization == "none" else f" ({quantization} kernels are bound by computing)"
     causes = {
-        f"verifying {costs.gamma + 1} positions costs {costs.verify_ratio:.2f} single calls here": growth,
+        f"verification of {costs.gamma + 1} tokens costs {costs.verify_ratio:.2f} single steps here{kernels}": (
+            costs.verify_s - costs.target_s
+        ),
         f"drafting {costs.gamma} tokens costs {costs.c * costs.gamma:.2f} target calls": costs.draft_s,
         "sampling and bookkeeping cost more than in plain decoding": costs.overhead_s - costs.plain_overhead_s,
     }
-    return f"slower, most of all because {max(causes, key=lambda cause: causes[cause])}; {advice}."
+    return f"slower because {max(causes, key=lambda cause: causes[cause])}; {advice}."
 
 
-def _need(row: SummaryRow) -> str:
+def _need(row: SummaryRow, costs: StepCosts) -> str:
     if row.alpha_counted is None or row.break_even_alpha is None:
         return "no acceptance rate would pay for it"
-    return f"break-even alpha is {row.break_even_alpha:.2f}, reached is {row.alpha_counted.value:.2f}"
+    fast_enough = "no drafter is fast enough" if row.break_even_c is None else f"c {row.break_even_c:.3f}"
+    return (
+        f"break-even: alpha {row.break_even_alpha:.2f} at this c of {costs.c:.3f}, or {fast_enough} "
+        f"at this alpha of {row.alpha_counted.value:.2f}"
+    )
 
 
-def _ceiling(result: BenchmarkResult, records: Sequence[GenerationRecord]) -> list[str]:
-    """Model bandwidth utilisation of the plain step."""
+def _ceiling(result: BenchmarkResult) -> list[str]:
+    """Model bandwidth utilisation of the plain target."""
+    plain = next((row for row in result.rows if row.kind == "target" and row.bandwidth_utilisation), None)
     rate = result.provenance.get("copy_bytes_per_s")
-    plain = [record.steps for record in records if record.method == TARGET and record.steps]
-    step_s = median_step_s(plain, "verify_s", 0)
-    if not rate or step_s is None:
+    if plain is None or not rate or plain.ceiling_tokens_per_s is None or plain.bandwidth_utilisation is None:
         return ["The run has no plain steps or no measured bandwidth: no ceiling."]
-    least = result.target.bytes_per_step / rate
     return [
-        f"The plain target's step takes {_ms(step_s)}; reading its {result.target.bytes_per_step / 1e6:.0f} MB at "
-        f"the copy bandwidth of {rate / 1e9:.1f} GB/s takes {_ms(least)}: {least / step_s:.0%} of the ceiling."
+        f"The plain target reads {result.target.bytes_per_step / 1e6:.0f} MB a step; at the copy bandwidth of "
+        f"{rate / 1e9:.1f} GB/s that allows {plain.ceiling_tokens_per_s:.1f} tokens/s: decoding runs at "
+        f"{plain.bandwidth_utilisation:.0%} of the ceiling."
     ]
 
 
-def _differences(records: Sequence[GenerationRecord]) -> list[str]:
-    """All pairs of methods, paired by prompt, Holm-corrected, with what this many prompts could show."""
-    speeds = seconds_per_token(records)
-    p_values, gaps, resolutions = {}, {}, {}
-    for first, second in combinations(speeds, 2):
-        shared = [prompt for prompt in speeds[first] if prompt in speeds[second]]
-        ours, theirs = ([math.log(speeds[who][prompt]) for prompt in shared] for who in (first, second))
-        name = f"{first} against {second}"
-        p_values[name] = paired_p_value(ours, theirs)
-        logs = [a - b for a, b in zip(ours, theirs, strict=True)]
-        gaps[name] = math.exp(sum(logs) / len(logs)) if logs else math.nan
-        resolutions[name] = minimum_detectable_difference(logs)
-    adjusted = holm(p_values)
-    lines = [f"Differences at temperature {records[0].temperature:g} (seconds per token, paired by prompt):"]
-    for name, p in adjusted.items():
-        verdict = f"{gaps[name]:.2f}x" if p < SIGNIFICANT else "no significant difference"
-        shown = resolutions[name]
-        bound = "" if shown is None else f"; differences below {shown:.0%} would not show"
-        lines.append(f"  {name}: {verdict} (Holm-adjusted p = {p:.2g}{bound})")
-    return lines
+def _quantization(result: BenchmarkResult) -> str:
+    return str(result.config.get("target", {}).get("quantization", "none"))
 
 
-def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.1f} ms"
+def _times(value: float | None) -> str:
+    return "not known" if value is None else f"{value:.2f}x"

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from statistics import mean, median
+from dataclasses import dataclass
+from statistics import median
 
 import numpy as np
 
@@ -43,30 +44,64 @@ def call_seconds(probes: Sequence[Probe], method: str, temperature: float | None
     return seconds
 
 
+@dataclass(frozen=True)
+class StepTimes:
+    """Seconds of the steps of some generations by the cost model, one entry a step."""
+
+    n_drafted: list[int]
+    draft_s: np.ndarray
+    verify_s: np.ndarray
+    rest_s: np.ndarray
+
+    @property
+    def total_s(self) -> np.ndarray:
+        """Seconds of each step."""
+        return self.draft_s + self.verify_s + self.rest_s
+
+
+def probed_steps(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> StepTimes | None:
+    """What the steps of ``records`` (one method, temperature and gamma) should have taken; None without probes.
+
+    A step that drafts n tokens after a context of L takes T_draft(n, L) + T_target(n + 1, L) and the median rest
+    of such steps.
+    """
+    target = call_seconds(probes, TARGET, None)
+    n_drafted, contexts, rest = _steps(records)
+    if target is None or not n_drafted:
+        return None
+    draft_s = np.zeros(len(n_drafted))
+    if any(n_drafted):
+        draft = call_seconds(probes, records[0].method, records[0].temperature)
+        if draft is None:
+            return None
+        draft_s = np.where(np.array(n_drafted) > 0, draft(n_drafted, contexts), 0.0)
+    return StepTimes(n_drafted, draft_s, target([n + 1 for n in n_drafted], contexts), rest)
+
+
 def predicted_from_probes(
     records: Sequence[GenerationRecord],
     plain: Sequence[GenerationRecord],
     survival: Sequence[float | None],
     probes: Sequence[Probe],
 ) -> float | None:
-    """Decode speed-up of ``records`` (one method, temperature and gamma) over ``plain``; None without probes.
+    """Decode speed-up of ``records`` over ``plain`` at temperature and context alike; None without probes.
 
-    A step that drafts n tokens after a context of L is expected to emit 1 + S_1 + ... + S_n tokens and to take
-    T_draft(n, L) + T_target(n + 1, L) and the median rest of such steps.
+    A step that drafts n tokens is expected to emit 1 + S_1 + ... + S_n.
     """
-    target = call_seconds(probes, TARGET, None)
-    draft = call_seconds(probes, records[0].method, records[0].temperature)
-    if target is None or draft is None:
+    ours, theirs = probed_steps(records, probes), probed_steps(plain, probes)
+    if ours is None or theirs is None:
         return None
-    n_drafted, contexts, rest = _steps(records)
-    seconds = target([n + 1 for n in n_drafted], contexts) + rest
-    seconds += np.where(np.array(n_drafted) > 0, draft(n_drafted, contexts), 0.0)
-    tokens = [tokens_from_survival(survival[:n]) for n in n_drafted]
-    plain_n, plain_contexts, plain_rest = _steps(plain)
-    plain_seconds = target([n + 1 for n in plain_n], plain_contexts) + plain_rest
-    if not tokens or not len(plain_seconds):
-        return None
-    return float(sum(tokens) / seconds.sum() * plain_seconds.mean())
+    tokens = sum(tokens_from_survival(survival[:n]) for n in ours.n_drafted)
+    return float(tokens / ours.total_s.sum() * theirs.total_s.mean())
+
+
+def mean_call_seconds(
+    probes: Sequence[Probe], method: str, temperature: float | None, n_tokens: int
+) -> float | None:
+    """Seconds of a call on ``n_tokens`` tokens, averaged over the contexts that were measured."""
+    seconds = call_seconds(probes, method, temperature)
+    contexts = sorted({probe.context for probe in probes if isinstance(probe, CallProbe)})
+    return None if seconds is None else float(seconds([n_tokens] * len(contexts), contexts).mean())
 
 
 def _steps(records: Sequence[GenerationRecord]) -> tuple[list[int], list[int], np.ndarray]:
@@ -84,13 +119,3 @@ def _steps(records: Sequence[GenerationRecord]) -> tuple[list[int], list[int], n
             rests[n].append(rest)
     medians = {n: median(values) for n, values in rests.items()}
     return n_drafted, contexts, np.array([medians[n] for n in n_drafted])
-
-
-def mean_call_seconds(
-    probes: Sequence[Probe], method: str, temperature: float | None, n_tokens: int
-) -> float | None:
-    """Seconds of a call on ``n_tokens`` tokens, averaged over the contexts that were measured."""
-    seconds = call_seconds(probes, method, temperature)
-    found = {probe.context for probe in probes if isinstance(probe, CallProbe) and probe.method == method}
-    contexts = sorted(found)
-    return None if seconds is None else mean(seconds([n_tokens] * len(contexts), contexts))

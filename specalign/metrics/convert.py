@@ -6,7 +6,7 @@ Formulas as their documentation and code were summarised in 2026; docs/metrics.m
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from specalign.metrics import acceptance
 from specalign.results import StepTrace
@@ -50,6 +50,16 @@ def foreign_figures(traces: Sequence[StepTrace], gamma: int) -> Foreign:
         eagle_average_acceptance_length=per_step,
         deepspec_accepted_length=per_draft,
     )
+
+
+PROJECTS = ("vllm", "sglang", "spec_bench", "eagle", "deepspec")
+"""Whose figures there are; a field of :class:`Foreign` starts with the name."""
+
+
+def figures_of(project: str, foreign: Foreign) -> dict[str, float | list[float] | None]:
+    """Name -> value of one project's figures."""
+    names = [item.name for item in fields(Foreign) if item.name.startswith(f"{project}_")]
+    return {name.removeprefix(f"{project}_"): getattr(foreign, name) for name in names}
 
 
 def conditional_from_survival(survival: Sequence[float]) -> list[float | None]:

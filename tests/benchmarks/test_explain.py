@@ -1,5 +1,6 @@
 """The explainer: its predictions against simulated records, its sentences, its commands."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,8 +11,12 @@ import pytest
 from specalign.benchmarks.cli import main
 from specalign.benchmarks.comparison import seconds_per_token, summarise
 from specalign.benchmarks.cost_model import StepCosts
-from specalign.benchmarks.explain import Outlook, best, interpolated, plan, reason
+from specalign.benchmarks.explain import measured_parts, reason
+from specalign.benchmarks.forced import like_positions
+from specalign.benchmarks.outlook import Drafting, Outlook, best, outlooks, plan
+from specalign.benchmarks.prediction import call_seconds, predicted_from_probes
 from specalign.metrics.statistics import ratio_of_ratios_interval
+from specalign.probes import CallProbe, ForcedProbe, Probe
 from specalign.results import GenerationRecord, StepTrace
 
 
@@ -89,25 +94,95 @@ SLOW_DRAFT = StepCosts(gamma=4, target_s=1, plain_overhead_s=0, draft_s=2.0, ver
 
 
 def test_the_sentence_names_the_largest_cost() -> None:
-    two = Outlook(2, 1.12, 0.4)
-    assert "verifying 5 positions costs 1.60 single calls" in reason(SLOW_VERIFY, 1.2, two)
+    two = Outlook(2, 1.12, 0.4, 0.1)
+    assert reason(SLOW_VERIFY, 1.2, two, "4bit") == (
+        "slower because verification of 5 tokens costs 1.60 single steps here (4bit kernels are bound by computing); "
+        "with gamma = 2 you would get 1.12x."
+    )
     assert "drafting 4 tokens costs 2.00 target calls" in reason(SLOW_DRAFT, 1.2, two)
-    assert "the best gamma up to 4 is 2, predicted 1.12x" in reason(SLOW_VERIFY, 1.2, two)
     assert reason(SLOW_VERIFY, 3.0, two).startswith("faster")
-    assert "no gamma up to 4 pays" in reason(SLOW_DRAFT, 1.0, Outlook(1, 0.9, 0.8))
+    assert "no other gamma would do better than 4" in reason(SLOW_VERIFY, 3.0, Outlook(4, 1.5, 0.4, 0.1))
+    assert "no gamma pays (best: 1, 0.90x)" in reason(SLOW_DRAFT, 1.0, Outlook(1, 0.9, 0.8, None))
 
 
 def test_plan_is_leviathans_formula_where_verification_is_free() -> None:
-    found = plan(target_s=1, verify_s=1, draft_s=0.1, overhead_s=0, alpha=0.7, gamma=4, gamma_max=6)
+    free = StepCosts(gamma=4, target_s=1, plain_overhead_s=0, draft_s=0.4, verify_s=1, overhead_s=0)
+    found = plan(free, alpha=0.7, gamma_max=6)
     for outlook in found:
         geometric = (1 - 0.7 ** (outlook.gamma + 1)) / (1 - 0.7)
         assert outlook.speedup == pytest.approx(geometric / (1 + 0.1 * outlook.gamma))
     assert best(found).speedup == max(outlook.speedup for outlook in found)
 
 
-def test_verification_is_interpolated() -> None:
-    seconds = interpolated({1: 1.0, 5: 3.0})
-    assert [seconds(n) for n in (1, 3, 5)] == [1, 2, 3]
+def test_a_drafter_that_finds_little_is_not_helped_by_a_longer_gamma() -> None:
+    """Half of its drafts are empty, the others hold one token: gamma 1, 2 and 3 are the same."""
+    drafting = Drafting(lambda n: 1 + 0.5 * n, lambda n: 0.1 * n, lambda n: 1 + 0.2 * (n - 1), [0, 1])
+    costs = StepCosts(gamma=1, target_s=1, plain_overhead_s=0, draft_s=0.1, verify_s=1.2, overhead_s=0)
+    speeds = [outlook.speedup for outlook in outlooks(drafting, costs, 3)]
+    assert speeds == pytest.approx([(1 + 1.5) / (1 + 1.3)] * 3)
+
+
+PROBES: list[Probe] = [
+    *(CallProbe("target", None, context, n, [9.0, 1e-3 * (50 + 10 * (n - 1) + context / 10), 0.0])
+      for context in (0, 100) for n in (1, 9)),
+    *(CallProbe("weak", 1.0, context, n, [5e-3 * n]) for context in (0, 100) for n in (1, 8)),
+]  # fmt: skip
+
+
+def test_calls_are_interpolated_between_contexts_and_counts() -> None:
+    seconds = call_seconds(PROBES, "target", None)
+    assert seconds
+    assert seconds([1, 3, 9, 9], [0, 50, 100, 500]) == pytest.approx([0.05, 0.075, 0.14, 0.14])
+    assert call_seconds(PROBES, "weak", 0.0) is None
+
+
+def test_the_prediction_from_calls_timed_apart() -> None:
+    """The simulation's own constants as probes: within 5 % of what the simulation measured, at every context."""
+    generator = np.random.default_rng(0)
+    flat = [
+        CallProbe(p.method, p.temperature, 0, p.n_tokens, p.seconds) for p in PROBES if isinstance(p, CallProbe)
+    ]
+    rows = [
+        simulated(*row, f"p{i}", generator) for i in range(20) for row in (("target", 0, 0.0), ("weak", 4, 0.6))
+    ]
+    ours = [record for record in rows if record.gamma]
+    row = next(row for row in summarise(rows, None, flat) if row.gamma)
+    assert row.decode_speedup
+    assert row.predicted_from_probes == pytest.approx(row.decode_speedup.value, rel=0.05)
+    assert predicted_from_probes(ours, [], row.survival_by_position, flat) is None
+    assert summarise(rows)[1].predicted_from_probes is None
+
+
+def test_the_parts_of_a_step_add_up() -> None:
+    """One step a token of 5 + 60 + 1 ms, a plain call being 50, and 2 ms a step that no part knows of."""
+    record = simulated("weak", 1, 0.0, "p", np.random.default_rng(0))
+    assert record.steps
+    n = len(record.steps.n_drafted)
+    steps = StepTrace(
+        [1] * n, [1] * n, [0] * n, [1] * n, [[0.0]] * n, [0.005] * n, [0.06] * n, [0.001] * n
+    )  # fmt: skip
+    costs = StepCosts(
+        gamma=1, target_s=0.05, plain_overhead_s=0, draft_s=0.005, verify_s=0.06, overhead_s=0.001
+    )
+    parts = measured_parts(costs, [dataclasses.replace(record, steps=steps, decode_s=n * 0.068)])
+    assert dataclasses.astuple(parts) == pytest.approx((50, 5, 10, 1, 2))
+    assert parts.total == pytest.approx(68)
+
+
+def test_like_positions_skip_bonus_tokens() -> None:
+    """Two accepted drafts and a bonus, then one rejected: the third output token was never examined."""
+    steps = StepTrace([2, 1], [2, 1], [2, 0], [3, 1], [[1.0, 1.0], [0.0]], [0.0] * 2, [0.0] * 2, [0.0] * 2)
+    ours = dataclasses.replace(
+        simulated("weak", 2, 0.5, "p", np.random.default_rng(0)),
+        temperature=0.0,
+        token_ids=[1, 2, 3, 4],
+        steps=steps,
+    )
+    plain = dataclasses.replace(ours, method="target", steps=None)
+    forced = ForcedProbe("weak", "p", 0, 0.0, [1.0, 1.0, 0.0, 1.0])
+    assert like_positions([ours], [plain], [forced]) == [(1.0, 1.0), (1.0, 1.0), (0.0, 1.0)]
+    other = dataclasses.replace(plain, token_ids=[1, 2, 3, 5])
+    assert like_positions([ours], [other], [forced]) == []
 
 
 def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,6 +190,10 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert "use gamma =" in capsys.readouterr().out
     main(["plan", "--target-ms", "20", "--verify-ms", "60", "--draft-ms", "10", "--alpha", "0.1"])
     assert "no gamma pays" in capsys.readouterr().out
+    main(["plan", "--target-ms", "20", "--draft-ms", "2", "--alpha", "0.8", "--deviation", "0.05"])
+    shown = capsys.readouterr().out
+    assert "use gamma = 6: 2.47x" in shown, "verification is free where --verify-ms is left out"
+    assert "A difference of 3.0% takes 23 prompts" in shown
 
 
 def test_explain_on_the_command_line(
@@ -125,4 +204,7 @@ def test_explain_on_the_command_line(
     shown = capsys.readouterr().out
     assert "of the ceiling" in shown
     assert "copy, temperature 0, gamma 3: decoding runs at" in shown
+    assert "alpha: 1.000 counted, 1.000 expected in decoding, 1.000 teacher-forced" in shown
+    assert "the two differ at 0.0% of them" in shown
+    assert "verify growth:" in shown
     assert "Holm-adjusted p" in shown

@@ -59,13 +59,29 @@ def test_a_seed_effect_widens_the_interval() -> None:
     fast, slow = ([second * factor for second in theirs[0][0]] for factor in (0.4, 0.6))
     one = compare_seeds([(fast, tokens)], theirs)
     two = compare_seeds([(fast, tokens), (slow, tokens)], theirs)
-    assert one.value == pytest.approx(1 / 0.4)
-    assert one.low is not None
-    assert one.high is not None
-    assert one.high - one.low < 1e-9
-    assert two.value == pytest.approx(2 / (0.4 + 0.6))
-    assert two.low == pytest.approx(1 / 0.6)
-    assert two.high == pytest.approx(1 / 0.4)
+    assert one.ratio.value == pytest.approx(1 / 0.4)
+    assert one.ratio.low is not None
+    assert one.ratio.high is not None
+    assert one.ratio.high - one.ratio.low < 1e-9
+    assert two.ratio.value == pytest.approx(2 / (0.4 + 0.6))
+    assert two.ratio.low == pytest.approx(1 / 0.6)
+    assert two.ratio.high == pytest.approx(1 / 0.4)
+    assert one.p_value == 1 / 2000, "no resample reaches 1"
+    assert one.detectable is not None
+    assert two.detectable is not None
+    assert one.detectable < 1e-9 < two.detectable
+
+
+def test_seeds_of_one_objective_do_not_differ() -> None:
+    generator = np.random.default_rng(1)
+    tokens = [1.0] * 30
+    base = generator.uniform(1, 2, 30)
+    sides = [[((base * generator.normal(1, 0.03)).tolist(), tokens) for _ in range(4)] for _ in range(2)]
+    found = compare_seeds(*sides)
+    assert found.ratio.low is not None
+    assert found.ratio.high is not None
+    assert found.ratio.low < 1 < found.ratio.high
+    assert found.p_value > 0.05
 
 
 def test_sides_of_different_prompts_are_refused() -> None:

@@ -1,0 +1,201 @@
+"""The commands that read finished runs, or none: explain, plan, seeds, convert, verify, schema."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from specalign.benchmarks.arguments import PROGRAM, run_folders
+from specalign.config import parse_flags
+from specalign.errors import UserError
+
+
+@dataclass(frozen=True)
+class ExplainConfig:
+    """Say why each drafter of a run is as fast as it is, and which gamma is best."""
+
+
+@dataclass(frozen=True)
+class PlanConfig:
+    """Predict speed-ups from times measured elsewhere, and say how many prompts would show a difference."""
+
+    target_ms: float = 0.0
+    """Milliseconds of the target's call on one token."""
+    verify_ms: float = 0.0
+    """Milliseconds of the target's call on gamma + 1 tokens; 0: as target_ms, verification is free."""
+    draft_ms: float = 0.0
+    """Milliseconds of the drafter's call on one token; 0: drafts are free."""
+    alpha: float = 0.7
+    """Acceptance rate, 0 to 1: the chance that a drafted token is accepted."""
+    overhead_ms: float = 0.0
+    """Milliseconds of everything else in a speculative step, beyond a plain step's."""
+    gamma: int = 4
+    """Draft length that verify_ms was measured at."""
+    gamma_max: int = 8
+    """Longest draft to consider, in tokens."""
+    difference: float = 0.03
+    """Relative difference in speed that a run should show, with 80 % power."""
+    deviation: float = 0.0
+    """Standard deviation over prompts of the log ratio of two methods' seconds per token (explain states it);
+    0: say nothing of prompts."""
+
+
+@dataclass(frozen=True)
+class SeedsConfig:
+    """Compare objectives over training seeds: the drafters of one objective and several seeds are one side."""
+
+    group: tuple[str, ...] = ()
+    """Sides, each as NAME=DRAFTER,DRAFTER,...; none: drafters of one training method are a side."""
+
+
+@dataclass(frozen=True)
+class ConvertConfig:
+    """Show a run's acceptance in the figures of other projects."""
+
+    to: Literal["all", "vllm", "sglang", "spec-bench", "eagle", "deepspec"] = "all"
+    """Whose figures."""
+
+
+@dataclass(frozen=True)
+class VerifyConfig:
+    """Check that result.json is valid, its raw files untouched, and every figure what they give."""
+
+
+@dataclass(frozen=True)
+class SchemaConfig:
+    """Print the JSON schema of a file of a run."""
+
+    of: Literal["result", "record", "probe"] = "result"
+    """result.json, or one line of records.jsonl or probes.jsonl."""
+
+
+def explain_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench explain RUN``."""
+    (folder,), _ = run_folders("explain", arguments, ExplainConfig(), most=1)
+    from specalign.benchmarks.explain import explain
+    from specalign.probes import read_run
+
+    print("\n".join(explain(read_run(folder))))
+
+
+def plan_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench plan --target-ms ... --draft-ms ... --alpha ...``."""
+    config = parse_flags(
+        PlanConfig,
+        arguments,
+        default=PlanConfig(),
+        program=f"{PROGRAM} plan",
+        description=PlanConfig.__doc__ or "",
+    )
+    _check_plan(config)
+    if config.target_ms:
+        print("\n".join(_speed_plan(config)))
+    if config.deviation:
+        from specalign.metrics.comparisons import prompts_needed
+
+        n = prompts_needed(config.difference, config.deviation)
+        print(
+            f"A difference of {config.difference:.1%} takes {n} prompts at a deviation of {config.deviation:g}."
+        )
+
+
+def _check_plan(config: PlanConfig) -> None:
+    if config.target_ms <= 0 and config.deviation <= 0:
+        raise UserError("plan needs --target-ms (for speed-ups) or --deviation (for prompts), above 0")
+    if not 0 <= config.alpha <= 1:
+        raise UserError(f"--alpha must lie in 0..1, not {config.alpha:g}")
+    for name in ("target_ms", "verify_ms", "draft_ms", "overhead_ms", "deviation"):
+        if getattr(config, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} must not be negative")
+    if min(config.gamma, config.gamma_max) < 1:
+        raise UserError("--gamma and --gamma-max must be at least 1")
+    if config.difference <= 0:
+        raise UserError("--difference must be above 0")
+
+
+def _speed_plan(config: PlanConfig) -> list[str]:
+    from specalign.benchmarks.cost_model import StepCosts
+    from specalign.benchmarks.outlook import plan, plan_lines
+
+    costs = StepCosts(
+        config.gamma,
+        target_s=config.target_ms / 1000,
+        plain_overhead_s=0.0,
+        draft_s=config.gamma * config.draft_ms / 1000,
+        verify_s=(config.verify_ms or config.target_ms) / 1000,
+        overhead_s=config.overhead_ms / 1000,
+    )
+    return plan_lines(plan(costs, config.alpha, config.gamma_max), config.alpha)
+
+
+def seeds_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench seeds RUN RUN ...``."""
+    folders, config = run_folders("seeds", arguments, SeedsConfig())
+    from specalign.benchmarks.seeds import compare, grouped, lines, parse_groups, require_same_prompts
+    from specalign.probes import read_run
+
+    runs = [read_run(folder) for folder in folders]
+    require_same_prompts(runs)
+    found = compare(runs, grouped(runs, parse_groups(config.group)))
+    if not found:
+        raise UserError("no two of these objectives were measured at the same temperature, gamma and prompts")
+    print("\n".join(lines(found)))
+
+
+def convert_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench convert RUN --to vllm``."""
+    (folder,), config = run_folders("convert", arguments, ConvertConfig(), most=1)
+    from specalign.metrics.convert import PROJECTS, figures_of, foreign_figures
+    from specalign.probes import read_run
+
+    run = read_run(folder)
+    projects = PROJECTS if config.to == "all" else (config.to.replace("-", "_"),)
+    for row in run.result.rows:
+        key = row.method, row.temperature, row.gamma
+        steps = [r.steps for r in run.records if (r.method, r.temperature, r.gamma) == key and r.steps]
+        if row.kind == "target" or not steps:
+            continue
+        print(f"{row.method}, temperature {row.temperature:g}, gamma {row.gamma}")
+        foreign = foreign_figures(steps, row.gamma)
+        for project in projects:
+            for name, value in figures_of(project, foreign).items():
+                print(f"  {project.replace('_', '-')}: {name.replace('_', ' ')} = {_shown(value)}")
+
+
+def _shown(value: float | list[float] | None) -> str:
+    if isinstance(value, list):
+        return ", ".join(f"{item:.4f}" for item in value) or "none"
+    return "none" if value is None else f"{value:.4f}"
+
+
+def verify_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench verify RUN``: a UserError names the first figures that do not hold."""
+    (folder,), _ = run_folders("verify", arguments, VerifyConfig(), most=1)
+    from specalign.benchmarks.verify import untrue_figures
+    from specalign.probes import read_run
+
+    run = read_run(folder)
+    wrong = untrue_figures(run)
+    if wrong:
+        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise UserError(f"{folder}: {'; '.join(wrong[:3])}{more}")
+    print(
+        f"{folder}: result.json is valid, {len(run.records)} records and {len(run.probes)} probes are untouched, "
+        f"and all figures of {len(run.result.rows)} rows follow from them"
+    )
+
+
+def schema_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench schema --of record``."""
+    config = parse_flags(
+        SchemaConfig,
+        arguments,
+        default=SchemaConfig(),
+        program=f"{PROGRAM} schema",
+        description=SchemaConfig.__doc__ or "",
+    )
+    from specalign.probes import SCHEMAS
+
+    print(json.dumps(SCHEMAS[config.of](), indent=1, sort_keys=True))

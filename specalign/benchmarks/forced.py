@@ -1,0 +1,81 @@
+"""Teacher-forced acceptance beside acceptance in decoding: how far apart, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from specalign.probes import ForcedProbe, Probe
+from specalign.results import GenerationRecord, SummaryRow
+
+NOTABLE = 0.05
+"""Gap beyond which its causes are named."""
+DISAGREE = 0.02
+"""Share of like positions at which decoding may see another overlap than teacher forcing: rounding at ties."""
+
+
+def forced_lines(
+    row: SummaryRow,
+    ours: Sequence[GenerationRecord],
+    plain: Sequence[GenerationRecord],
+    probes: Sequence[Probe],
+) -> list[str]:
+    """alpha in decoding and teacher-forced, their gap, and at temperature 0 its split into two causes."""
+    if row.alpha_expected is None or row.alpha_counted is None or row.alpha_teacher_forced is None:
+        return []
+    forced, expected = row.alpha_teacher_forced.value, row.alpha_expected.value
+    gap = expected - forced
+    lines = [
+        f"  alpha: {row.alpha_counted.value:.3f} counted, {expected:.3f} expected in decoding, {forced:.3f} "
+        f"teacher-forced along the plain target's outputs (gap {gap:+.3f})"
+    ]
+    pairs = like_positions(ours, plain, probes) if row.kind == "model" else []
+    if pairs:
+        seen = sum(theirs for _, theirs in pairs) / len(pairs)
+        apart = sum(abs(decoding - theirs) > 0.5 for decoding, theirs in pairs) / len(pairs)
+        lines.append(
+            f"    teacher-forced at the {len(pairs)} positions that decoding examined: {seen:.3f} "
+            f"({seen - forced:+.3f} by which positions these are); the two differ at {apart:.1%} of them"
+        )
+        if apart > DISAGREE:
+            lines.append(
+                "    that is not rounding: the drafter sees other inputs in decoding (cache, positions)"
+            )
+    elif abs(gap) > NOTABLE:
+        lines.append(f"    usual causes: {_causes(row)}")
+    return lines
+
+
+def like_positions(
+    ours: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], probes: Sequence[Probe]
+) -> list[tuple[float, float]]:
+    """(overlap in decoding, teacher-forced) wherever both speak of the same text: greedy outputs that are equal."""
+    outputs = {
+        (record.prompt_id, record.repeat): record.token_ids for record in plain if record.temperature == 0
+    }
+    forced = {
+        (probe.method, probe.prompt_id, probe.repeat): probe.overlap
+        for probe in probes
+        if isinstance(probe, ForcedProbe) and probe.temperature == 0
+    }
+    pairs: list[tuple[float, float]] = []
+    for record in ours:
+        theirs = forced.get((record.method, record.prompt_id, record.repeat))
+        if record.steps is None or theirs is None or record.temperature:
+            continue
+        if outputs.get((record.prompt_id, record.repeat)) != record.token_ids:
+            continue
+        place = 0
+        for overlap, emitted in zip(record.steps.overlap, record.steps.n_emitted, strict=True):
+            like = zip(overlap, theirs[place : place + len(overlap)], strict=False)
+            pairs += [(decoding, share) for decoding, share in like if share is not None]
+            place += emitted
+    return pairs
+
+
+def _causes(row: SummaryRow) -> str:
+    causes = ["both are samples, of different trajectories", "decoding never examines bonus positions"]
+    if row.kind == "lookup":
+        causes.append("a longer draft copies on where a fresh search would stop")
+    return "; ".join(
+        [*causes, "other inputs in decoding (cache, positions, template) if it persists over prompts"]
+    )

@@ -1,0 +1,192 @@
+"""Objectives compared over training seeds: drafters of one objective and several seeds are one side."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from specalign.benchmarks.config import ALONE, TARGET
+from specalign.errors import UserError
+from specalign.metrics.comparisons import Cells, SeedComparison, compare_seeds, holm
+from specalign.probes import RunFiles
+from specalign.results import GenerationRecord, StepTrace
+
+SIGNIFICANT = 0.05
+FEW = 5
+"""Seeds below which the doubt between seeds is understated by more than a fifth."""
+
+Drafter = tuple[int, str]
+"""(Index of the run, name of the drafter there)."""
+PromptCells = dict[str, tuple[float, float]]
+"""Prompt -> (numerator, denominator)."""
+Setting = tuple[float, int]
+"""(Temperature, gamma)."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two objectives at one temperature and gamma, by one figure."""
+
+    figure: str
+    setting: Setting
+    pair: tuple[str, str]
+    n_seeds: tuple[int, int]
+    found: SeedComparison
+    p_value: float = 1.0
+    """Holm-adjusted over the pairs of one figure and setting."""
+
+
+def parse_groups(words: Sequence[str]) -> dict[str, list[str]]:
+    """NAME=DRAFTER,DRAFTER,... -> NAME: drafters. Raises UserError for anything else."""
+    groups = {}
+    for word in words:
+        name, equals, drafters = word.partition("=")
+        members = [drafter for drafter in drafters.split(",") if drafter]
+        if not (name and equals and members):
+            raise UserError(f"--group takes NAME=DRAFTER,DRAFTER,..., not {word!r}")
+        groups[name] = members
+    return groups
+
+
+def grouped(runs: Sequence[RunFiles], named: Mapping[str, Sequence[str]]) -> dict[str, list[Drafter]]:
+    """Objective -> its drafters, one a training seed, over all runs.
+
+    Without ``named`` groups the drafters' training methods are the groups. Raises UserError for an unknown
+    drafter, for the same weights twice in a group, and where there are no two groups or no group has two seeds.
+    """
+    infos = {(place, info.name): info for place, run in enumerate(runs) for info in run.result.drafters}
+    groups: dict[str, list[Drafter]] = defaultdict(list)
+    for drafter, info in infos.items():
+        names = [name for name, members in named.items() if drafter[1] in members]
+        for name in names if named else [info.method] if info.method else []:
+            groups[name].append(drafter)
+    known = {name for _, name in infos}
+    for member in (member for members in named.values() for member in members):
+        if member not in known:
+            raise UserError(
+                f"no drafter {member!r} in these runs (choices: {', '.join(sorted(known)) or 'none'})"
+            )
+    for name, members in groups.items():
+        hashes = [infos[member].training.get("weights_sha256") or member for member in members]
+        if len(set(hashes)) < len(hashes):
+            raise UserError(f"the drafters of {name!r} are not different seeds: two have the same weights")
+    if len(groups) < 2 or max(map(len, groups.values())) < 2:
+        found = ", ".join(f"{name} with {len(members)}" for name, members in groups.items())
+        raise UserError(
+            f"seeds needs two objectives, one of them with two seeds or more; found: {found or 'none'} "
+            "(name them with --group NAME=DRAFTER,DRAFTER)"
+        )
+    return groups
+
+
+def require_same_prompts(runs: Sequence[RunFiles]) -> None:
+    """Raise UserError where the runs decoded other prompts, or count by other definitions."""
+    for key in ("prompts_sha256", "dtype"):
+        if len({str(run.result.provenance.get(key)) for run in runs}) > 1:
+            raise UserError(f"these runs are not comparable: their {key} differ")
+    if len({run.result.metrics_version for run in runs}) > 1:
+        raise UserError("these runs are not comparable: their metric definitions differ")
+
+
+def compare(runs: Sequence[RunFiles], groups: Mapping[str, Sequence[Drafter]]) -> list[Comparison]:
+    """Every pair of objectives by speed, tau and alpha, at every temperature and gamma that both have."""
+    found: list[Comparison] = []
+    settings = sorted({(row.temperature, row.gamma) for run in runs for row in run.result.rows if row.gamma})
+    for setting in settings:
+        for figure, cells_of in FIGURES.items():
+            sides = {
+                name: [cells for run, drafter in members if (cells := cells_of(runs[run], drafter, setting))]
+                for name, members in groups.items()
+            }
+            found += _pairs(figure, setting, sides)
+    return found
+
+
+def _pairs(figure: str, setting: Setting, sides: Mapping[str, list[PromptCells]]) -> list[Comparison]:
+    compared = []
+    for pair in combinations([name for name, seeds in sides.items() if seeds], 2):
+        prompts = sorted(set.intersection(*(set(cells) for name in pair for cells in sides[name])))
+        if prompts:
+            first, second = ([_cells(cells, prompts) for cells in sides[name]] for name in pair)
+            counts = len(first), len(second)
+            compared.append(Comparison(figure, setting, pair, counts, compare_seeds(second, first)))
+    adjusted = holm({one.pair: one.found.p_value for one in compared})
+    return [
+        Comparison(one.figure, one.setting, one.pair, one.n_seeds, one.found, adjusted[one.pair])
+        for one in compared
+    ]
+
+
+def _cells(cells: Mapping[str, tuple[float, float]], prompts: Sequence[str]) -> Cells:
+    return [cells[prompt][0] for prompt in prompts], [cells[prompt][1] for prompt in prompts]
+
+
+def lines(found: Sequence[Comparison]) -> list[str]:
+    """A line a comparison, and a warning where seeds are few."""
+    shown: list[str] = []
+    for one in found:
+        title = f"{one.figure} at temperature {one.setting[0]:g}, gamma {one.setting[1]}:"
+        shown += [] if title in shown else [title]
+        names = " against ".join(
+            f"{name} ({n} seed{'s' * (n > 1)})" for name, n in zip(one.pair, one.n_seeds, strict=True)
+        )
+        ratio, bound = one.found.ratio, one.found.detectable
+        verdict = "" if one.p_value < SIGNIFICANT else "no significant difference; "
+        unseen = "" if bound is None else f"; differences below {bound:.1%} would not show"
+        shown.append(
+            f"  {names}: {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}] "
+            f"({verdict}Holm-adjusted p = {one.p_value:.2g}{unseen})"
+        )
+    fewest = min((min(one.n_seeds) for one in found), default=FEW)
+    if fewest < FEW:
+        shown.append(
+            f"Fewer than {FEW} seeds on a side: with n seeds the variance between seeds is understated by 1/n"
+            + ("; with one it is not seen at all." if fewest == 1 else ".")
+        )
+    return shown
+
+
+def _speed(run: RunFiles, drafter: str, setting: Setting) -> PromptCells:
+    """Tokens and seconds in units of the plain target's seconds per token in the same run."""
+    plain = [
+        record
+        for record in run.records
+        if record.method == TARGET and record.status == "ok" and record.temperature == setting[0]
+    ]
+    n_tokens = sum(len(record.token_ids) for record in plain)
+    if not n_tokens:
+        return {}
+    unit = sum(record.wall_s for record in plain) / n_tokens
+    return _by_prompt(run, drafter, setting, lambda record, _: (len(record.token_ids), record.wall_s / unit))
+
+
+def _tau(run: RunFiles, drafter: str, setting: Setting) -> PromptCells:
+    return _by_prompt(run, drafter, setting, lambda _, steps: (sum(steps.n_emitted), len(steps.n_emitted)))
+
+
+def _alpha(run: RunFiles, drafter: str, setting: Setting) -> PromptCells:
+    return _by_prompt(
+        run, drafter, setting, lambda _, steps: (sum(map(sum, steps.overlap)), sum(steps.n_examined))
+    )
+
+
+def _by_prompt(
+    run: RunFiles,
+    drafter: str,
+    setting: Setting,
+    cell: Callable[[GenerationRecord, StepTrace], tuple[float, float]],
+) -> PromptCells:
+    total: PromptCells = {}
+    for record in run.records:
+        if (record.method, record.temperature, record.gamma) == (drafter, *setting) and record.rule != ALONE:
+            if record.status != "ok" or record.steps is None:
+                continue
+            numerator, denominator = cell(record, record.steps)
+            before = total.get(record.prompt_id, (0.0, 0.0))
+            total[record.prompt_id] = before[0] + numerator, before[1] + denominator
+    return total
+
+
+FIGURES = {"speed": _speed, "tau": _tau, "alpha expected": _alpha}
