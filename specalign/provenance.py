@@ -114,8 +114,8 @@ def file_sha256(path: Path) -> str:
 
 
 def weights_sha256(folder: Path) -> str:
-    """One hash over the safetensors files of a checkpoint, in name order; empty where there are none."""
-    files = sorted(folder.glob("*.safetensors"))
+    """One hash over a checkpoint's safetensors files and its draft vocabulary, in name order; empty without any."""
+    files = sorted([*folder.glob("*.safetensors"), *folder.glob("draft_vocabulary/*.safetensors")])
     joined = "".join(f"{file.name}:{file_sha256(file)};" for file in files)
     return hashlib.sha256(joined.encode()).hexdigest() if files else ""
 

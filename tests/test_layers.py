@@ -10,7 +10,7 @@ import pytest
 import specalign
 
 PACKAGE = Path(specalign.__file__).parent
-LOWER = ("losses", "models", "data", "decoding", "metrics")
+LOWER = ("losses", "models", "data", "decoding", "metrics", "serving")
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "scipy", "pandas")
 NUMERIC = {"torch", "numpy", "scipy"}
 
@@ -62,6 +62,12 @@ def test_the_engine_knows_no_tokenizer() -> None:
     assert not imports_from("decoding", "data")
     names = {name for path in modules("decoding") for name in imports(path)}
     assert not {name for name in names if "okenizer" in name}
+
+
+def test_serving_talks_to_engines_and_imports_none() -> None:
+    assert not imports_from("serving", "losses", "models", "data", "decoding")
+    names = {name.split(".")[0] for path in modules("serving") for name in imports(path)}
+    assert not names & {"vllm", "torch", "transformers"}
 
 
 @pytest.mark.parametrize("folder", ["losses", "metrics"])

@@ -1,4 +1,4 @@
-"""The commands that read finished runs, or none: explain, plan, seeds, convert, verify, schema."""
+"""The commands that read finished runs, or none: explain, deploy, plan, seeds, convert, verify, schema."""
 
 from __future__ import annotations
 
@@ -15,6 +15,16 @@ from specalign.errors import UserError
 @dataclass(frozen=True)
 class ExplainConfig:
     """Say why each drafter of a run is as fast as it is, and which gamma is best."""
+
+
+@dataclass(frozen=True)
+class DeployConfig:
+    """Print the vllm serve command with the gamma that a run recommends."""
+
+    drafter: str = ""
+    """Drafter to serve with; empty: the run's fastest."""
+    temperature: float = 0.0
+    """Sampling temperature of the requests to come; the run must have measured it."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +88,27 @@ def explain_command(arguments: Sequence[str]) -> None:
     from specalign.probes import read_run
 
     print("\n".join(explain(read_run(folder))))
+
+
+def deploy_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench deploy RUN``."""
+    (folder,), config = run_folders("deploy", arguments, DeployConfig(), most=1)
+    from specalign.results import read_result
+    from specalign.serving.deploy import deploy_lines
+
+    lines = deploy_lines(
+        read_result(folder), drafter=config.drafter, temperature=config.temperature, resolve=_servable
+    )
+    print("\n".join(lines))
+
+
+def _servable(name: str) -> str:
+    """What vLLM loads for a model's name; a .gguf file and the built-in model are converted first."""
+    if not name.startswith("builtin:") and not name.endswith(".gguf"):
+        return name
+    from specalign.models.load import resolve_model
+
+    return resolve_model(name)
 
 
 def plan_command(arguments: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import TypeVar
 from specalign import __version__
 from specalign.benchmarks.analysis_cli import (
     convert_command,
+    deploy_command,
     explain_command,
     plan_command,
     schema_command,
@@ -34,6 +35,7 @@ commands:
   report RUN                                 rebuild report.md and the plots of a run from its files
   compare RUN RUN ...                        put the rows of several runs side by side
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
+  deploy RUN                                 print the vllm serve command with the gamma that a run recommends
   plan --target-ms ... --alpha ...           predict speed-ups from times measured elsewhere
   seeds RUN RUN ...                          compare objectives over training seeds
   convert RUN --to vllm                      show a run's acceptance in another project's figures
@@ -179,6 +181,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": _report,
     "compare": _compare,
     "explain": explain_command,
+    "deploy": deploy_command,
     "plan": plan_command,
     "seeds": seeds_command,
     "convert": convert_command,

@@ -11,7 +11,10 @@ from torch import Tensor
 
 from specalign.results import atomic_path
 
-FILE = "draft_vocabulary.safetensors"
+FILE = "draft_vocabulary/ids.safetensors"
+"""In a folder of its own: vLLM and SGLang load every safetensors file beside config.json as weights."""
+OLD_FILE = "draft_vocabulary.safetensors"
+"""Where folders of earlier versions have it; those do not load in vLLM."""
 
 
 def choose_draft_vocabulary(
@@ -38,5 +41,7 @@ def save_draft_vocabulary(folder: Path, ids: Tensor) -> None:
 
 def load_draft_vocabulary(folder: Path) -> Tensor | None:
     """The ids [V'] beside a checkpoint; None where its head is a full one."""
-    path = Path(folder) / FILE
-    return load_file(path)["ids"] if path.is_file() else None
+    for path in (Path(folder) / FILE, Path(folder) / OLD_FILE):
+        if path.is_file():
+            return load_file(path)["ids"]
+    return None

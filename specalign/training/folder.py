@@ -65,7 +65,7 @@ def write_model(run: Path, model: Any, tokenizer: Any, draft_vocabulary: Any) ->
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         if draft_vocabulary is not None:
-            save_draft_vocabulary(partial, draft_vocabulary.cpu())
+            save_draft_vocabulary(run, draft_vocabulary.cpu())
         for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(run / file.name)
     finally:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from specalign.config import write_config
 from specalign.errors import UserError
@@ -57,6 +57,20 @@ def test_a_trimmed_vocabulary_is_stored_beside_the_full_checkpoint(tiny: Tiny) -
     assert ids is not None
     assert len(ids) == 20
     assert AutoModelForCausalLM.from_pretrained(config.output).config.vocab_size == 64
+
+
+def test_a_student_is_all_that_an_engine_looks_for_and_no_more(tiny: Tiny) -> None:
+    """vLLM and SGLang take every safetensors file of the folder for weights."""
+    config = tiny("sft", student={"draft_vocabulary": 20})
+    train_all([config])
+    (file,) = config.output.glob("*.safetensors")
+    assert (
+        weights(config.output).keys() <= AutoModelForCausalLM.from_pretrained(config.output).state_dict().keys()
+    )
+    assert file.name == "model.safetensors"
+    assert GenerationConfig.from_pretrained(config.output).eos_token_id == 2
+    teacher = AutoTokenizer.from_pretrained(config.teacher.model)
+    assert AutoTokenizer.from_pretrained(config.output).get_vocab() == teacher.get_vocab()
 
 
 @pytest.mark.parametrize("method", ["sft", "gkd"])

@@ -1,0 +1,1 @@
+"""Where drafters are served: from a run to a serving command."""

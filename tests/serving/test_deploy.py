@@ -1,0 +1,92 @@
+"""The serving command that a run recommends."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from specalign.benchmarks.cli import main
+from specalign.errors import UserError
+from specalign.results import BenchmarkResult, Interval, ModelInfo, SummaryRow, TimeSplit, write_result
+from specalign.serving.deploy import deploy_lines, recommended
+
+
+def row(method: str, gamma: int, speedup: float | None, temperature: float = 0.0) -> SummaryRow:
+    return SummaryRow(
+        method=method, kind="target" if not gamma else "lookup" if method == "prompt_lookup" else "model",
+        temperature=temperature, gamma=gamma, rule="greedy", lossless=True,
+        n_requested=4, n_effective=4, n_failed=0, tokens_per_s=Interval(20.0), ms_per_token=50.0,
+        speedup=None if speedup is None else Interval(speedup, speedup - 0.1, speedup + 0.1), decode_speedup=None,
+        time=TimeSplit(0.0, 0.0, 0.0, 0.0),
+    )  # fmt: skip
+
+
+def result(*rows: SummaryRow, **changes: Any) -> BenchmarkResult:
+    made = BenchmarkResult(
+        status="complete", suite="demo", command=[], config={}, provenance={"dtype": "torch.float32"},
+        metrics_version="1", target=ModelInfo("target", "models/the target", 10, 2, 40),
+        drafters=[ModelInfo("gkd", "runs/gkd", 5, 1, 20), ModelInfo("sft", "runs/sft", 5, 1, 20, "sft", 8)],
+        n_requested=0, n_effective=0, n_failed=0, rows=[row("target", 0, None), *rows],
+    )  # fmt: skip
+    return replace(made, **changes)
+
+
+def served(lines: list[str]) -> list[str]:
+    (command,) = (line for line in lines if not line.startswith("#"))
+    return shlex.split(command)
+
+
+def test_the_command_has_the_fastest_drafter_and_its_gamma() -> None:
+    words = served(deploy_lines(result(row("gkd", 2, 1.3), row("gkd", 4, 1.5), row("sft", 2, 1.4))))
+    assert words[:5] == ["vllm", "serve", "models/the target", "--dtype", "float32"]
+    assert words[5] == "--speculative-config"
+    assert json.loads(words[6]) == {"method": "draft_model", "model": "runs/gkd", "num_speculative_tokens": 4}
+
+
+def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:
+    lines = deploy_lines(result(row("gkd", 4, 1.5), row("sft", 2, 1.4)), drafter="sft")
+    assert json.loads(served(lines)[-1])["model"] == "runs/sft"
+    assert any("trimmed to 8 rows" in line for line in lines)
+
+
+def test_prompt_lookup_is_vllms_ngram_method() -> None:
+    config = json.loads(served(deploy_lines(result(row("prompt_lookup", 3, 1.2))))[-1])
+    assert config["method"] == "ngram"
+    assert config["num_speculative_tokens"] == 3
+
+
+def test_a_drafter_that_does_not_pay_is_not_served() -> None:
+    lines = deploy_lines(result(row("gkd", 2, 0.8), row("gkd", 4, 0.7)))
+    assert served(lines) == ["vllm", "serve", "models/the target", "--dtype", "float32"]
+    assert lines[-1].startswith("# vllm serve")
+    assert '"num_speculative_tokens": 2' in lines[-1]
+
+
+def test_a_speed_up_that_may_be_none_is_said_to_be() -> None:
+    assert any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.05))))
+    assert not any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.5))))
+
+
+def test_temperatures_are_chosen_apart() -> None:
+    both = result(row("gkd", 4, 1.5), row("gkd", 2, 1.2, 1.0), row("gkd", 4, 1.1, 1.0))
+    assert recommended(both, "", 1.0).gamma == 2
+    with pytest.raises(UserError, match=r"temperature 0\.5 \(measured: 0, 1\)"):
+        recommended(both, "", 0.5)
+
+
+def test_what_was_not_measured_is_one_clear_line() -> None:
+    with pytest.raises(UserError, match="did you mean 'gkd'"):
+        deploy_lines(result(row("gkd", 4, 1.5)), drafter="gdk")
+    with pytest.raises(UserError, match="no speculative row"):
+        deploy_lines(result())
+
+
+def test_the_command_line_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_result(tmp_path, result(row("gkd", 4, 1.5)))
+    main(["deploy", str(tmp_path)])
+    assert served(capsys.readouterr().out.splitlines())[1] == "serve"
