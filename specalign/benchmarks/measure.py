@@ -77,9 +77,9 @@ def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
     lengths = [len(prompt.input_ids) for prompt in suite.prompts]
     longest = max((prompt.input_ids for prompt in suite.prompts), key=len)
     least, most = min(lengths), max(lengths)
-    if not suite.target.config.is_encoder_decoder:
+    if not suite.target.model.config.is_encoder_decoder:
         most += config.decoding.max_new_tokens
-    free = room(suite.target, decoder_sequences(suite.target, [longest]))
+    free = room(suite.target.model, decoder_sequences(suite.target.model, [longest]))
     if free is not None:
         most = min(most, len(longest) + free - max(config.decoding.gammas) - 1)
     wanted = sorted({least, (least + most) // 2, most})
@@ -89,7 +89,7 @@ def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
 def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Call]:
     gamma_max = max(config.decoding.gammas)
     n_new = gamma_max + 2
-    session = Session.start(suite.target, head_of(suite.target), [prompt], n_new)
+    session = Session.start(suite.target, [prompt], n_new)
     for n in range(1, gamma_max + 2):
         yield _Call(TARGET, None, len(prompt), n, _target_call(session, prompt, n))
     for temperature in config.decoding.temperatures:
@@ -99,7 +99,7 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
             if drafter is None:
                 continue
             drafting = drafter.start([prompt], n_new, sampling, session)
-            (sequence,) = decoder_sequences(suite.target, [prompt])
+            (sequence,) = decoder_sequences(suite.target.model, [prompt])
             for n in sorted({1, gamma_max}):
                 job = _draft_call(drafting.draft, sequence, n, generator)
                 yield _Call(method, temperature, len(prompt), n, job)
@@ -145,8 +145,8 @@ class _Trajectory:
 
     def __init__(self, suite: Suite, prompt: Sequence[int], output: Sequence[int], sampling: Sampling) -> None:
         self.target, self.prompt, self.output, self.sampling = suite.target, prompt, output, sampling
-        self.head = head_of(suite.target)
-        self.hidden = _along(suite.target, prompt, output)
+        self.head = suite.target.head
+        self.hidden = _along(suite.target.model, prompt, output)
 
     def overlap(self, drafter: Drafter) -> list[float | None]:
         """sum_v min(p, q) before each token of the output."""
@@ -168,9 +168,9 @@ class _Trajectory:
 
     def _drafted_overlap(self, drafter: Drafter) -> list[float | None]:
         """For drafters that are certain of what they propose: p of the proposal, None where there is none."""
-        session = Session.start(self.target, self.head, [self.prompt[:1]], 1)
+        session = Session.start(self.target, [self.prompt[:1]], 1)
         drafting = drafter.start([self.prompt], len(self.output), self.sampling, session)
-        (sequence,) = decoder_sequences(self.target, [self.prompt])
+        (sequence,) = decoder_sequences(self.target.model, [self.prompt])
         shares: list[float | None] = []
         for place in range(len(self.output)):
             draft = drafting.draft([[*sequence, *self.output[:place]]], [1], None)

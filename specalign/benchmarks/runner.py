@@ -147,8 +147,9 @@ def _opening(
     """What is known before the first generation."""
     provenance = stamp(str(suite.target.device)) | _data_facts(suite)
     provenance |= {
-        "dtype": str(suite.target.dtype),
-        "attention": suite.target.config._attn_implementation,
+        "attention": suite.target.model.config._attn_implementation,
+        "dtype": str(suite.target.model.dtype),
+        "runtime": suite.target.runtime,
         "checkpoints": checkpoints,
         "copy_bytes_per_s": next(probe.bytes_per_s for probe in facts if isinstance(probe, CopyProbe)),
     }
@@ -201,7 +202,11 @@ def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[in
     prompts = {prompt.id: prompt.input_ids for prompt in suite.prompts}
     return {
         ours.order: classify_divergence(
-            suite.target, prompts[ours.prompt_id], ours.token_ids, theirs.token_ids, tolerance=TIE_TOLERANCE
+            suite.target.model,
+            prompts[ours.prompt_id],
+            ours.token_ids,
+            theirs.token_ids,
+            tolerance=TIE_TOLERANCE,
         )
         for ours, theirs in divergent(records)
     }
@@ -265,11 +270,11 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
 
 
 def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: int) -> Generation:
-    model, drafter, head_ids = suite.target, suite.drafters[cell.method], None
+    stepper, drafter = suite.target, suite.drafters[cell.method]
     if isinstance(drafter, ModelDrafter) and cell.gamma == 0:  # on its own
-        model, head_ids, drafter = drafter.model, drafter.draft_vocabulary, None
+        stepper, drafter = drafter.ready, None
     return generate(
-        model,
+        stepper,
         drafter,
         cell.prompt.input_ids,
         gamma=cell.gamma,
@@ -279,7 +284,6 @@ def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: in
         max_new_tokens=max_new_tokens,
         rule=config.decoding.rule,
         generator=torch.Generator(suite.target.device).manual_seed(cell.seed),
-        head_ids=head_ids,
     )
 
 

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specalign.benchmarks.config import TARGET, BenchConfig, named_drafters
+from specalign.benchmarks.runtime import make_ready
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
-from specalign.decoding import Drafter, ModelDrafter, PromptLookup
+from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper
 from specalign.errors import UserError
 from specalign.models.heads import head_of
 from specalign.models.load import (
@@ -52,7 +53,7 @@ class Cell:
 class Suite:
     """A loaded run."""
 
-    target: PreTrainedModel
+    target: Stepper
     tokenizer: PreTrainedTokenizerBase
     drafters: dict[str, Drafter | None]
     """Method -> drafter, in the order of the report's rows; None is the plain target."""
@@ -87,7 +88,9 @@ def load_suite(config: BenchConfig) -> Suite:
             drafters[name] = ModelDrafter(model, vocabulary)
             infos.append(_drafter_info(name, path, model, vocabulary))
             bar.advance()
-    return Suite(target, tokenizer, drafters, prompts, _model_info(TARGET, config.target.model, target), infos)
+    info = _model_info(TARGET, config.target.model, target)
+    stepper, drafters = make_ready(config.decoding, target, drafters, prompts)
+    return Suite(stepper, tokenizer, drafters, prompts, info, infos)
 
 
 def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:

@@ -7,6 +7,18 @@ result.token_ids[0]
 
 from specalign.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from specalign.decoding.generate import Generation, Step, generate
+from specalign.decoding.stepper import Shapes, Stepper, make_stepper
 from specalign.decoding.verification import RULES
 
-__all__ = ["RULES", "Drafter", "Generation", "ModelDrafter", "PromptLookup", "Step", "generate"]
+__all__ = [
+    "RULES",
+    "Drafter",
+    "Generation",
+    "ModelDrafter",
+    "PromptLookup",
+    "Shapes",
+    "Step",
+    "Stepper",
+    "generate",
+    "make_stepper",
+]

@@ -45,11 +45,17 @@ class RowCache(Cache):
     def select(self, rows: Sequence[int], lengths: Sequence[int], capacity: int) -> RowCache:
         """A new cache whose row i is a copy of row ``rows[i]``, cut to ``lengths[i]``."""
         copy = RowCache(len(self.layers), len(rows), capacity)
-        copy.lengths = list(lengths)
-        for old, new in zip(self.rows_of_layers, copy.rows_of_layers, strict=True):
+        copy.fill(self, rows, lengths)
+        return copy
+
+    def fill(self, source: RowCache, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Let row i be a copy of row ``rows[i]`` of ``source`` (which may be this cache), cut to ``lengths[i]``."""
+        if max(lengths) > self.capacity:
+            raise ValueError(f"the cache holds {self.capacity} positions, {max(lengths)} are needed")
+        for old, new in zip(source.rows_of_layers, self.rows_of_layers, strict=True):
             if old.is_initialized:
                 new.copy_rows(old, rows, max(lengths))
-        return copy
+        self.lengths = list(lengths)
 
 
 class _RowLayer(CacheLayerMixin):
@@ -88,13 +94,14 @@ class _RowLayer(CacheLayerMixin):
         return self.keys[:, :, : self.cache.end], self.values[:, :, : self.cache.end]
 
     def copy_rows(self, old: _RowLayer, rows: Sequence[int], length: int) -> None:
-        """Fill from rows of another layer."""
+        """Overwrite the first rows with ``rows`` of another layer, up to ``length`` positions."""
         index = torch.tensor(rows, device=old.keys.device)
         for name in ("keys", "values"):
             source = getattr(old, name)
-            fresh = source.new_zeros(len(rows), source.shape[1], self.cache.capacity, source.shape[3])
-            fresh[:, :, :length] = source[:, :, :length].index_select(0, index)
-            setattr(self, name, fresh)
+            if not self.is_initialized:
+                shape = (len(rows), source.shape[1], self.cache.capacity, source.shape[3])
+                setattr(self, name, source.new_zeros(shape))
+            getattr(self, name)[: len(rows), :, :length] = source[:, :, :length].index_select(0, index)
         self.is_initialized = True
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:

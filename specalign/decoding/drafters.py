@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session, room
-from specalign.models.heads import head_of
+from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.models.properties import context_limit
 
 
@@ -78,16 +78,21 @@ class ModelDrafter:
     model: PreTrainedModel
     draft_vocabulary: Tensor | None = None
     """[V'] ids that its head is trimmed to, ascending; None: all."""
+    stepper: Stepper | None = None
+    """The same model and vocabulary made ready (packed or compiled); None: eager."""
+
+    @property
+    def ready(self) -> Stepper:
+        """What steps the model."""
+        return self.stepper or make_stepper(self.model, ids=self.draft_vocabulary)
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
         """Prefill the drafter."""
-        ids = self.draft_vocabulary
         if (room(self.model, prompts) or n_new) < 1:
             return Undrafted(self.model.device)
-        head = head_of(self.model, ids)
-        session = Session.start(self.model, head, prompts, n_new)
+        session = Session.start(self.ready, prompts, n_new)
         return _ModelDrafting(session, sampling, target.head.width)
 
 

@@ -18,9 +18,9 @@ from specalign.decoding.clock import Clock, Mark
 from specalign.decoding.drafters import Draft, Drafter, Drafting, Undrafted
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session, decoder_sequences, room
+from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.decoding.verification import RULES, Rule, greedy
 from specalign.errors import unknown
-from specalign.models.heads import head_of
 from specalign.models.properties import eos_ids
 
 
@@ -63,7 +63,6 @@ class _Settings:
     max_new_tokens: int
     eos: frozenset[int]
     generator: torch.Generator | None
-    head_ids: Tensor | None
 
 
 @dataclass
@@ -90,7 +89,7 @@ class _StepMarks:
 
 @torch.inference_mode()
 def generate(
-    target: PreTrainedModel,
+    target: PreTrainedModel | Stepper,
     drafter: Drafter | None,
     input_ids: Sequence[int] | Sequence[Sequence[int]],
     *,
@@ -110,7 +109,8 @@ def generate(
     them, one at a time). The output follows the target's distribution exactly, whatever the drafter; at
     temperature 0 it is the target's greedy output. ``eos`` defaults to the target's own end-of-sequence ids;
     ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
-    own). Decoding ends early where the target's context is full. ``generator`` lives on the target's device.
+    own); a :class:`Stepper` has its head already, and may run packed or compiled. Decoding ends early where the
+    target's context is full. ``generator`` lives on the target's device.
 
     Raises ValueError for an empty prompt, a prompt that fills the context, or numbers out of range; UserError
     for an unknown rule.
@@ -120,27 +120,28 @@ def generate(
         raise unknown("verification rule", rule, RULES)
     if gamma < 0 or max_new_tokens < 1:
         raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
+    stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
+    model = stepper.model
     settings = _Settings(
         gamma if drafter else 0,
         Sampling(temperature, top_k, top_p),
         RULES[rule],
         max_new_tokens,
-        frozenset(eos_ids(target) if eos is None else eos),
+        frozenset(eos_ids(model) if eos is None else eos),
         generator,
-        head_ids,
     )
-    batches = [[prompt] for prompt in prompts] if target.config.is_encoder_decoder else [prompts]
-    return _merged([_generate_batch(target, drafter, batch, settings) for batch in batches])
+    batches = [[prompt] for prompt in prompts] if model.config.is_encoder_decoder else [prompts]
+    return _merged([_generate_batch(stepper, drafter, batch, settings) for batch in batches])
 
 
 def _generate_batch(
-    target: PreTrainedModel, drafter: Drafter | None, prompts: list[list[int]], settings: _Settings
+    target: Stepper, drafter: Drafter | None, prompts: list[list[int]], settings: _Settings
 ) -> Generation:
     clock = Clock(target.device)
     begin = clock.settle()
-    rows = _new_rows(target, prompts, settings.max_new_tokens)
+    rows = _new_rows(target.model, prompts, settings.max_new_tokens)
     n_new = max(row.n_left for row in rows) + settings.gamma + 1
-    session = Session.start(target, head_of(target, settings.head_ids), prompts, n_new)
+    session = Session.start(target, prompts, n_new)
     drafting: Drafting = Undrafted(target.device)
     if drafter:
         drafting = drafter.start(prompts, n_new, settings.sampling, session)

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from specalign.decoding.cache import RowCache
-from specalign.models.heads import Head
+from specalign.decoding.stepper import Stepper
 from specalign.models.masks import attention_masks
 from specalign.models.properties import context_limit, decoder_layers, decoder_start_id
 
@@ -22,43 +22,46 @@ class Session:
     start token and what follows (encoder-decoder, whose encoder reads the prompt once, in :meth:`start`).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, head: Head, cache: RowCache, encoded: Tensor | None = None
-    ) -> None:
-        self.model, self.head, self.cache, self.encoded = model, head, cache, encoded
-        self.decoder = model.get_decoder()
+    def __init__(self, stepper: Stepper, cache: RowCache, encoded: Tensor | None = None) -> None:
+        self.stepper, self.cache, self.encoded = stepper, cache, encoded
+        self.model, self.head, self.compiled = stepper.model, stepper.head, stepper.compiled
+        self.decoder = self.model.get_decoder()
         self.config = self.decoder.config
         self.cross = None if encoded is None else DynamicCache()
         self.both = None if self.cross is None else EncoderDecoderCache(cache, self.cross)
 
     @classmethod
-    def start(cls, model: PreTrainedModel, head: Head, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
+    def start(cls, stepper: Stepper, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
         """Prefill: all of each prompt but its last token, with room for ``n_new`` more.
+
+        The prefill itself runs eagerly, whatever the stepper: its length differs from prompt to prompt.
 
         Prompts that begin another prompt of the batch (several samples of one prompt, or forks of one response)
         share its prefill. Encoder-decoder models take one prompt a session: T5 derives its relative positions
         from one scalar length, so ragged rows have no exact batched form.
         """
+        model = stepper.model
+        if stepper.compiled:
+            stepper.compiled.require(len(prompts), max(map(len, prompts)) + n_new)
         if model.config.is_encoder_decoder:
-            return cls._start_encoder_decoder(model, head, prompts, n_new)
+            return cls._start_encoder_decoder(stepper, prompts, n_new)
         hosts, owner = shared_prefixes(prompts)
         longest = max(map(len, prompts))
-        session = cls(model, head, RowCache(len(decoder_layers(model)), len(hosts), longest))
+        session = cls(stepper, RowCache(len(decoder_layers(model)), len(hosts), longest))
         if longest > 1:
             width = max(len(host) for host in hosts) - 1
             padded = [[*host[:-1], *[0] * (width + 1 - len(host))] for host in hosts]
             session._forward(torch.tensor(padded, device=model.device))
         lengths = [len(prompt) - 1 for prompt in prompts]
-        session.cache = session.cache.select(owner, lengths, longest + n_new)
+        session._move(owner, lengths, longest + n_new)
         return session
 
     @classmethod
-    def _start_encoder_decoder(
-        cls, model: PreTrainedModel, head: Head, prompts: Sequence[Sequence[int]], n_new: int
-    ) -> Session:
+    def _start_encoder_decoder(cls, stepper: Stepper, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
         (prompt,) = prompts
+        model = stepper.model
         encoded = model.get_encoder()(input_ids=torch.tensor([prompt], device=model.device)).last_hidden_state
-        return cls(model, head, RowCache(len(decoder_layers(model)), 1, 1 + n_new), encoded)
+        return cls(stepper, RowCache(len(decoder_layers(model)), 1, 1 + n_new), encoded)
 
     @property
     def lengths(self) -> list[int]:
@@ -67,9 +70,10 @@ class Session:
 
     def extend(self, ids: Tensor) -> Tensor:
         """Append ids [B, n] to every row; returns the logits [B, n, V] after each of them."""
-        hidden = self._forward(ids)
-        self.cache.lengths = [length + ids.shape[1] for length in self.cache.lengths]
-        return self.head(hidden)
+        lengths = self.cache.lengths
+        logits = self.compiled(ids, lengths) if self.compiled else self.head(self._forward(ids))
+        self.cache.lengths = [length + ids.shape[1] for length in lengths]
+        return logits
 
     def rollback(self, lengths: Sequence[int]) -> None:
         """Forget everything beyond ``lengths`` (one a row, none longer than now)."""
@@ -77,8 +81,15 @@ class Session:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        lengths = [self.cache.lengths[row] for row in rows]
-        self.cache = self.cache.select(rows, lengths, self.cache.capacity)
+        self._move(rows, [self.cache.lengths[row] for row in rows], self.cache.capacity)
+
+    def _move(self, rows: Sequence[int], lengths: Sequence[int], capacity: int) -> None:
+        """Let the cache be these rows of itself, in the stepper's static one where there is one."""
+        if self.compiled is None:
+            self.cache = self.cache.select(rows, lengths, capacity)
+            return
+        self.compiled.cache.fill(self.cache, rows, lengths)
+        self.cache = self.compiled.cache
 
     def _forward(self, ids: Tensor) -> Tensor:
         positions = self.cache.begin(ids.shape[1], ids.device)

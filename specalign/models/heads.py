@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from specalign.models.packing import can_pack, pack, packed_linear
+
 
 @dataclass(frozen=True)
 class Head:
@@ -31,9 +33,14 @@ class Head:
     """Gemma 2: logits are squeezed into (-softcap, softcap)."""
     ids: Tensor | None = None
     """[V] vocabulary id of each row, ascending; None: row i is id i."""
+    packed: Tensor | None = None
+    """A copy of the weight for the CPU's packed kernel, which is used then."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        return self.cap(functional.linear(hidden * self.scale, self.weight, self.bias))
+        scaled = hidden * self.scale
+        if self.packed is not None:
+            return self.cap(packed_linear(scaled, self.packed, self.bias))
+        return self.cap(functional.linear(scaled, self.weight, self.bias))
 
     def cap(self, logits: Tensor) -> Tensor:
         """The soft-cap, where there is one."""
@@ -58,8 +65,16 @@ def head_of(model: PreTrainedModel, ids: Tensor | None = None) -> Head:
         linear.bias,
         scale=_output_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
+        packed=getattr(linear, "packed", None),
     )
     return head if ids is None else _rows(head, ids.to(linear.weight.device))
+
+
+def pack_head(head: Head) -> Head:
+    """The same head on the packed kernel, where the machine has one."""
+    if head.packed is not None or not can_pack(head.weight):
+        return head
+    return replace(head, packed=pack(head.weight))
 
 
 def common_heads(student: Head, teacher: Head, n_tokens: int) -> tuple[Head, Head]:
@@ -107,11 +122,11 @@ def _output_scale(config: PreTrainedConfig) -> float:
 def _rows(head: Head, rows: Tensor) -> Head:
     ids = rows if head.ids is None else head.ids[rows]
     bias = None if head.bias is None else head.bias[rows]
-    return replace(head, weight=head.weight[rows], bias=bias, ids=ids)
+    return replace(head, weight=head.weight[rows], bias=bias, ids=ids, packed=None)
 
 
 def _first(head: Head, width: int) -> Head:
     if width == head.width:
         return head
     bias = None if head.bias is None else head.bias[:width]
-    return replace(head, weight=head.weight[:width], bias=bias)
+    return replace(head, weight=head.weight[:width], bias=bias, packed=None)

@@ -12,6 +12,7 @@ from specalign.decoding.cache import RowCache
 from specalign.decoding.divergence import classify_divergence, first_difference
 from specalign.decoding.drafters import lookup
 from specalign.decoding.session import Session, shared_prefixes
+from specalign.decoding.stepper import Stepper
 from specalign.models.heads import head_of
 
 Build = Callable[..., PreTrainedModel]
@@ -65,7 +66,7 @@ def test_logits_after_a_rollback_are_those_of_the_shorter_text(build: Build, fam
     model = build(family)
     prompts = [[5, 9, 31, 7, 8]] if family == "t5" else [[5, 9, 31, 7, 8], [3, 8, 20]]
     with torch.inference_mode():
-        session = Session.start(model, head_of(model), prompts, 12)
+        session = Session.start(Stepper(model, head_of(model)), prompts, 12)
         before = list(session.lengths)
         ids = torch.tensor([[4, 6, 11, 2]] * len(prompts))
         first = session.extend(ids)

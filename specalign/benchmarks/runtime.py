@@ -1,0 +1,69 @@
+"""How the models of a run step: eager, packed or compiled, chosen once and before anything is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from transformers import PreTrainedModel
+
+from specalign.benchmarks.config import DecodingConfig
+from specalign.data import Prompt
+from specalign.decoding import Drafter, ModelDrafter, Shapes, Stepper, make_stepper
+from specalign.errors import UserError
+from specalign.models.packing import can_pack
+from specalign.progress import progress_bar
+
+DRAFTER_SIZES = (1, 2)
+"""Tokens that a drafting step feeds: the last one, and after a whole accepted draft the one before it."""
+CAPACITY_STEP = 64
+"""A compiled cache's positions are a multiple of this."""
+
+Progress = Callable[[int], None]
+
+
+def resolve_runtime(
+    asked: Literal["auto", "eager", "packed", "compiled"], dtype: torch.dtype, device: torch.device
+) -> Literal["eager", "packed", "compiled"]:
+    """What ``auto`` stands for on this machine."""
+    if asked == "auto":
+        return "packed" if can_pack(torch.empty(0, 0, dtype=dtype, device=device)) else "eager"
+    return asked
+
+
+def make_ready(
+    decoding: DecodingConfig,
+    target: PreTrainedModel,
+    drafters: Mapping[str, Drafter | None],
+    prompts: Sequence[Prompt],
+) -> tuple[Stepper, dict[str, Drafter | None]]:
+    """Target and drafters as the suite's runtime steps them. Raises UserError where that cannot be."""
+    runtime = resolve_runtime(decoding.runtime, target.dtype, target.device)
+    if runtime == "compiled" and target.config.is_encoder_decoder:
+        raise UserError("encoder-decoder models cannot be compiled; use decoding.runtime = eager or packed")
+    sizes = (1, *(gamma + 1 for gamma in decoding.gammas))
+    longest = max(len(prompt.input_ids) for prompt in prompts)
+    capacity = rounded_up(longest + decoding.max_new_tokens + 2 * max(sizes) + 2, CAPACITY_STEP)
+    models = [drafter for drafter in drafters.values() if isinstance(drafter, ModelDrafter)]
+
+    def draft_with(drafter: ModelDrafter, progress: Progress) -> ModelDrafter:
+        shapes = Shapes(DRAFTER_SIZES, capacity)
+        ids = drafter.draft_vocabulary
+        stepper = make_stepper(drafter.model, runtime, ids=ids, shapes=shapes, progress=progress)
+        return replace(drafter, stepper=stepper)
+
+    n_graphs = len(set(sizes)) + len(DRAFTER_SIZES) * len(models)
+    with progress_bar(f"making models ready ({runtime})", n_graphs) as bar:
+        stepper = make_stepper(target, runtime, shapes=Shapes(sizes, capacity), progress=bar.advance)
+        ready = {
+            name: draft_with(drafter, bar.advance) if isinstance(drafter, ModelDrafter) else drafter
+            for name, drafter in drafters.items()
+        }
+    return stepper, ready
+
+
+def rounded_up(number: int, step: int) -> int:
+    """The least multiple of ``step`` that is not below ``number``."""
+    return -(-number // step) * step

@@ -1,0 +1,225 @@
+"""A model made ready for decoding: how its forward calls run.
+
+``eager`` runs the model as it is. ``packed`` is eager with weights laid out for the CPU's kernels
+(:mod:`specalign.models.packing`). ``compiled`` traces one static graph for each number of tokens that a step
+feeds, so that neither Python nor kernel launches stand between two steps: CUDA graphs on a GPU, frozen weights
+and C++ matrix templates on a CPU.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from specalign.decoding.cache import RowCache
+from specalign.models.heads import Head, head_of, pack_head
+from specalign.models.masks import attention_masks
+from specalign.models.packing import pack_linears
+from specalign.models.properties import decoder_layers
+
+Runtime = Literal["eager", "packed", "compiled"]
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """A model, its head, and the compiled step where there is one."""
+
+    model: PreTrainedModel
+    head: Head
+    compiled: CompiledStep | None = None
+    runtime: Runtime = "eager"
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+        return self.model.device
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """The static shapes of a compiled step."""
+
+    sizes: tuple[int, ...]
+    """Tokens a row that one call may feed, each a graph of its own; fewer are padded to the next size."""
+    capacity: int
+    """Positions of the cache: prompt, new tokens, a whole draft and the largest size must fit."""
+    n_rows: int = 1
+    """Rows of the batch; fewer are padded."""
+
+
+def make_stepper(
+    model: PreTrainedModel,
+    runtime: Runtime = "eager",
+    *,
+    ids: Tensor | None = None,
+    shapes: Shapes | None = None,
+    progress: Callable[[int], None] = lambda n: None,
+) -> Stepper:
+    """Make ``model`` ready, with a head over ``ids`` [V'] only if given.
+
+    ``packed`` replaces the model's linear layers in place. ``compiled`` needs ``shapes`` and compiles them all
+    now; ``progress`` is told of each finished one. Raises ValueError for an encoder-decoder model (T5 derives
+    its positions from one scalar length, which would be a constant of the graph).
+    """
+    head = head_of(model, ids)
+    if runtime == "eager":
+        return Stepper(model, head)
+    if runtime == "packed":
+        pack_linears(model)
+        return Stepper(model, pack_head(head_of(model, ids)), runtime=runtime)
+    if shapes is None:
+        raise ValueError("a compiled step needs its static shapes")
+    if model.config.is_encoder_decoder:
+        raise ValueError("encoder-decoder models cannot be compiled; use the eager or packed runtime")
+    compiled = CompiledStep(model, head, shapes)
+    compiled.compile(progress)
+    return Stepper(model, head, compiled, runtime)
+
+
+class CompiledStep:
+    """Steps of one model over one static cache. Requests take turns: the cache is the last one's."""
+
+    def __init__(self, model: PreTrainedModel, head: Head, shapes: Shapes) -> None:
+        self.shapes = shapes
+        self.device = model.device
+        self.cache = RowCache(len(decoder_layers(model)), shapes.n_rows, shapes.capacity)
+        self.step = _Step(model, head, shapes.capacity).eval()
+        self.graphs = {size: _compiled(self.step, self.device) for size in sorted(set(shapes.sizes))}
+
+    @torch.inference_mode()
+    def compile(self, progress: Callable[[int], None]) -> None:
+        """Trace and compile every size; each runs twice, for CUDA graphs are recorded in the second run."""
+        self._allocate()
+        with _compiler_settings(self.device):
+            for size in self.graphs:
+                for _ in range(2):
+                    self(torch.zeros(self.shapes.n_rows, size, dtype=torch.long, device=self.device), [0])
+                progress(1)
+
+    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
+        """Feed ids [B, n] at the rows' ``lengths``; returns the logits [B, n, V]. Lengths are the caller's."""
+        n_rows, n = ids.shape
+        size = next(size for size in self.graphs if size >= n)
+        padded = functional.pad(ids, (0, size - n, 0, self.shapes.n_rows - n_rows))
+        starts = [*lengths, *[0] * (self.shapes.n_rows - len(lengths))]
+        positions = torch.tensor(starts, device=self.device).unsqueeze(1) + torch.arange(
+            size, device=self.device
+        )
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        logits = self.graphs[size](padded, positions, *self._buffers())
+        return logits[:n_rows, :n]
+
+    def require(self, n_rows: int, n_positions: int) -> None:
+        """Raise ValueError where a request of ``n_positions``, and the padding of its last call, do not fit."""
+        if n_rows > self.shapes.n_rows:
+            raise ValueError(f"compiled for batches of {self.shapes.n_rows}, not {n_rows}")
+        needed = n_positions + max(self.graphs)
+        if needed > self.shapes.capacity:
+            raise ValueError(f"compiled for {self.shapes.capacity} positions, {needed} are needed")
+
+    def _buffers(self) -> tuple[list[Tensor], list[Tensor]]:
+        layers = self.cache.rows_of_layers
+        return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+    def _allocate(self) -> None:
+        """Let one eager call make the buffers in the model's own shapes."""
+        ids = torch.zeros(self.shapes.n_rows, 1, dtype=torch.long, device=self.device)
+        positions = self.cache.begin(1, self.device)
+        self.step.decoder(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True)
+        for buffer in chain(*self._buffers()):
+            torch._dynamo.mark_static_address(buffer)
+
+
+class _Step(nn.Module):
+    """What is traced: embed, attend over the whole cache under a mask, apply the head."""
+
+    def __init__(self, model: PreTrainedModel, head: Head, capacity: int) -> None:
+        super().__init__()
+        self.decoder = model.get_decoder()
+        self.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
+        self.bias = None if head.bias is None else nn.Parameter(head.bias.detach(), requires_grad=False)
+        self.head, self.capacity, self.dtype = head, capacity, model.dtype
+
+    def forward(self, ids: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
+        """ids, positions [B, n]; keys, values [B, heads, capacity, d] a layer, written in place; logits [B, n, V]."""
+        places = torch.arange(self.capacity, device=ids.device).unsqueeze(0)
+        allowed = places.unsqueeze(1) <= positions.unsqueeze(2)
+        masks = attention_masks(self.decoder.config, allowed, positions, places, self.dtype)
+        layers: list[Any] = [_StaticLayer(k, v, positions) for k, v in zip(keys, values, strict=True)]
+        hidden = self.decoder(
+            input_ids=ids,
+            attention_mask=masks,
+            position_ids=positions,
+            past_key_values=Cache(layers=layers),
+            use_cache=True,
+        ).last_hidden_state
+        return self.head.cap(functional.linear(hidden * self.head.scale, self.weight, self.bias))
+
+
+class _StaticLayer(CacheLayerMixin):
+    """One layer of the cache while a step is traced."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        super().__init__()
+        self.keys, self.values, self.positions = keys, values, positions
+        self.is_initialized = True
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """The buffers are there already."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """Write [B, heads, n, d] at the rows' positions; return the whole buffers."""
+        rows = torch.arange(self.positions.shape[0], device=self.positions.device).unsqueeze(1)
+        self.keys[rows, :, self.positions] = key_states.transpose(1, 2)
+        self.values[rows, :, self.positions] = value_states.transpose(1, 2)
+        return self.keys, self.values
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """All positions, from the first."""
+        return self.keys.shape[2], 0
+
+    def get_seq_length(self) -> int:
+        """Never needed: positions and masks are given."""
+        return 0
+
+    def get_max_length(self) -> int:
+        """Positions that can be held."""
+        return self.keys.shape[2]
+
+
+def _compiled(step: _Step, device: torch.device) -> Callable[..., Tensor]:
+    mode = "reduce-overhead" if device.type == "cuda" else None
+    return torch.compile(step, dynamic=False, fullgraph=True, mode=mode, isolate_recompiles=True)
+
+
+@contextmanager
+def _compiler_settings(device: torch.device) -> Iterator[None]:
+    """On a CPU, constants may be frozen into the graph and packed for inductor's matrix templates."""
+    if device.type != "cpu":
+        yield
+        return
+    from torch._inductor import config
+
+    settings = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+    with config.patch(settings), warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "TypedStorage is deprecated"
+        )  # inductor's own, while it packs weights
+        yield

@@ -1,0 +1,128 @@
+"""Packed and compiled steps decode what eager ones do."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from specalign.decoding import ModelDrafter, PromptLookup, Shapes, Stepper, generate, make_stepper
+from specalign.models.packing import PackedLinear, can_pack
+
+Build = Callable[..., PreTrainedModel]
+Naive = Callable[..., list[int]]
+PROMPTS = [[5, 9, 31, 7, 7, 12, 9], [3, 8, 20], [17]]
+SHAPES = Shapes(sizes=(1, 4), capacity=48, n_rows=3)
+KEPT = torch.arange(0, 40, 3)
+
+
+@pytest.fixture(scope="module")
+def compiled(build: Build) -> Callable[[str], tuple[Stepper, ModelDrafter]]:
+    """Target and drafter (trimmed head) of a family, compiled once."""
+    made: dict[str, tuple[Stepper, ModelDrafter]] = {}
+
+    def get(family: str) -> tuple[Stepper, ModelDrafter]:
+        if family not in made:
+            near = build(family, noise=0.05)
+            shapes = Shapes(sizes=(1, 2), capacity=48, n_rows=3)
+            drafter = ModelDrafter(near, KEPT, make_stepper(near, "compiled", ids=KEPT, shapes=shapes))
+            made[family] = make_stepper(build(family), "compiled", shapes=SHAPES), drafter
+        return made[family]
+
+    return get
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "gemma2", "gemma3"])
+def test_compiled_greedy_output_is_that_of_a_loop_without_cache(
+    build: Build, naive_greedy: Naive, compiled: Callable[[str], tuple[Stepper, ModelDrafter]], family: str
+) -> None:
+    target, drafter = compiled(family)
+    expected = [naive_greedy(build(family), prompt, 12) for prompt in PROMPTS]
+    for kind in (None, drafter, PromptLookup()):
+        for gamma in (2, 3):
+            alone = [
+                generate(target, kind, prompt, gamma=gamma, max_new_tokens=12).token_ids[0]
+                for prompt in PROMPTS
+            ]
+            assert alone == expected
+            assert generate(target, kind, PROMPTS, gamma=gamma, max_new_tokens=12).token_ids == expected
+
+
+def test_a_compiled_llama_decodes_and_refuses_what_it_was_not_compiled_for(
+    build: Build, naive_greedy: Naive
+) -> None:
+    done: list[int] = []
+    model = build("llama")
+    target = make_stepper(model, "compiled", shapes=Shapes(sizes=(1, 3), capacity=32), progress=done.append)
+    assert done == [1, 1]
+    prompt = PROMPTS[0]
+    drafter = ModelDrafter(build("llama", noise=0.05))
+    for _ in range(2):  # nothing is left from one request to the next
+        assert generate(target, drafter, prompt, gamma=2, max_new_tokens=10).token_ids == [
+            naive_greedy(model, prompt, 10)
+        ]
+    with pytest.raises(ValueError, match="compiled for batches of 1, not 3"):
+        generate(target, None, PROMPTS, max_new_tokens=4)
+    with pytest.raises(ValueError, match="compiled for 32 positions, 44 are needed"):
+        generate(target, None, prompt, max_new_tokens=33)
+
+
+def test_sampling_with_a_compiled_target_is_sampling_with_an_eager_one(build: Build) -> None:
+    model = build("llama")
+    target = make_stepper(model, "compiled", shapes=Shapes(sizes=(1, 3), capacity=32))
+
+    def sampled(which: PreTrainedModel | Stepper) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(3)
+        return generate(
+            which,
+            ModelDrafter(build("llama", noise=0.05)),
+            PROMPTS[0],
+            gamma=2,
+            temperature=1.0,
+            max_new_tokens=12,
+            generator=generator,
+        ).token_ids
+
+    assert sampled(target) == sampled(model)
+
+
+def test_shapes_and_encoder_decoders_are_refused_in_words(build: Build) -> None:
+    with pytest.raises(ValueError, match="static shapes"):
+        make_stepper(build("llama"), "compiled")
+    with pytest.raises(ValueError, match="encoder-decoder models cannot be compiled"):
+        make_stepper(build("t5"), "compiled", shapes=SHAPES)
+
+
+@pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="this CPU has no packed kernel")
+def test_packed_logits_are_the_eager_ones(build: Build, family: str) -> None:
+    model = copy.deepcopy(build(family)).float()
+    drafter = copy.deepcopy(model)
+    packed = make_stepper(drafter, "packed")
+    assert any(isinstance(module, PackedLinear) for module in drafter.modules())
+    assert packed.head.packed is not None
+    for rows in (1, 2, 5, 9):
+        hidden = torch.randn(rows, 32)
+        expected = Stepper(model, make_stepper(model).head).head(hidden)
+        assert torch.allclose(packed.head(hidden), expected, rtol=1e-5, atol=1e-5)
+    greedy = generate(model, None, PROMPTS[0], max_new_tokens=12).token_ids
+    assert generate(packed, ModelDrafter(drafter), PROMPTS[0], gamma=3, max_new_tokens=12).token_ids == greedy
+
+
+@pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="this CPU has no packed kernel")
+def test_a_trimmed_head_is_packed_from_its_own_rows(build: Build) -> None:
+    model = copy.deepcopy(build("llama")).float()
+    whole = make_stepper(model).head
+    trimmed = make_stepper(model, "packed", ids=KEPT).head
+    hidden = torch.randn(4, 32)
+    assert trimmed.packed is not None
+    assert torch.allclose(trimmed(hidden), whole(hidden)[:, KEPT], rtol=1e-5, atol=1e-5)
+
+
+def test_float64_models_are_left_as_they_are(build: Build) -> None:
+    model = copy.deepcopy(build("llama"))
+    assert make_stepper(model, "packed").head.packed is None
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
