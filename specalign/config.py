@@ -53,19 +53,28 @@ Weights = Annotated[
 
 def load_config(config: type[C], path: Path) -> C:
     """Read a TOML file into a config dataclass; fields that it does not name keep their defaults."""
+    return from_table(config, read_table(path), str(path))
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """What a TOML file says."""
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"no such file: {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
-    _refuse_unknown_keys(config, values, path)
+
+
+def from_table(config: type[C], values: dict[str, Any], source: str) -> C:
+    """A config dataclass from a table; ``source`` says in errors where that stands."""
+    _refuse_unknown_keys(config, values, source)
     try:
         return TypeAdapter(config).validate_python(values)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{path}: {where} = {problem['input']!r}: {problem['msg']}") from None
+        raise UserError(f"{source}: {where} = {problem['input']!r}: {problem['msg']}") from None
 
 
 def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, program: str, description: str) -> C:
@@ -127,14 +136,14 @@ def _plain_value(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
-def _refuse_unknown_keys(config: Any, values: dict[str, Any], path: Path, prefix: str = "") -> None:
+def _refuse_unknown_keys(config: Any, values: dict[str, Any], source: str, prefix: str = "") -> None:
     hints = get_type_hints(config)
     for key, value in values.items():
         if key not in hints:
             names = [prefix + field.name for field in fields(config)]
-            raise UserError(f"{path}: {unknown('key', prefix + key, names)}")
+            raise UserError(f"{source}: {unknown('key', prefix + key, names)}")
         if isinstance(value, dict) and is_dataclass(hints[key]):
-            _refuse_unknown_keys(hints[key], value, path, f"{prefix}{key}.")
+            _refuse_unknown_keys(hints[key], value, source, f"{prefix}{key}.")
 
 
 def _flag_names(config: Any, prefix: str = "--") -> list[str]:

@@ -206,7 +206,9 @@ class _StaticLayer(CacheLayerMixin):
 
 def _compiled(step: _Step, device: torch.device) -> Callable[..., Tensor]:
     mode = "reduce-overhead" if device.type == "cuda" else None
-    return torch.compile(step, dynamic=False, fullgraph=True, mode=mode, isolate_recompiles=True)
+    return torch.compile(  # type: ignore[call-overload]  # its overloads lack isolate_recompiles
+        step, dynamic=False, fullgraph=True, mode=mode, isolate_recompiles=True
+    )
 
 
 @contextmanager

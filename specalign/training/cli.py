@@ -38,18 +38,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def configs(words: Sequence[str]) -> list[TrainConfig]:
-    """One resolved and checked config for each method that is asked for."""
+    """One resolved and checked config for each method or arm that is asked for, with each seed."""
     first = read_config(words, None)
-    if not first.compare:
-        found = [first]
-    else:
-        found = []
-        for method in first.compare:
-            config = read_config(words, method)
-            found.append(replace(config, output=first.output / method))
+    names = first.compare or tuple(first.arms)
+    named = {first.output / name: read_config(words, name) for name in names} or {first.output: first}
+    found = [
+        replace(config, output=output / f"seed-{seed}" if first.seeds else output, seed=seed)
+        for output, config in named.items()
+        for seed in first.seeds or (config.seed,)
+    ]
     for config in found:
         check(config)
-    return [replace(with_prompt(config), recipe=None, compare=()) for config in found]
+    return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
 
 
 def with_prompt(config: TrainConfig) -> TrainConfig:
@@ -58,12 +58,12 @@ def with_prompt(config: TrainConfig) -> TrainConfig:
     return replace(config, data=replace(config.data, prompt=text))
 
 
-def read_config(words: Sequence[str], method: str | None) -> TrainConfig:
-    """Flags over recipe over preset over defaults; ``method`` stands for the one that flags or recipe name."""
+def read_config(words: Sequence[str], name: str | None) -> TrainConfig:
+    """Flags over arm over recipe over preset over defaults; ``name`` (a method or arm) goes before --method."""
     recipe, flag_method = flag_value(words, "--recipe"), flag_value(words, "--method")
-    base = resolve(TrainConfig(), Path(recipe) if recipe else None, method or flag_method)
+    base = resolve(TrainConfig(), Path(recipe) if recipe else None, name or flag_method)
     config = parse_flags(TrainConfig, words, default=base, program=PROGRAM, description=DESCRIPTION)
-    return replace(config, method=method) if method else config  # type: ignore[arg-type]
+    return replace(config, method=base.method) if name else config
 
 
 def plot(words: Sequence[str]) -> None:

@@ -5,18 +5,18 @@ Precedence: flag > recipe file > the method's preset > default.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from tyro.conf import arg
+from tyro.conf import Fixed, Suppress, arg
 
-from specalign.config import STRICT, Weights, load_config
+from specalign.config import STRICT, Weights, from_table, read_table
 from specalign.errors import UserError, unknown
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
+Arms = dict[str, dict[str, Any]]
 Metric = Literal["alpha", "agreement", "tau", "probe_tau"]
 
 
@@ -30,6 +30,8 @@ class TeacherConfig:
     """Weights' dtype; auto: bfloat16 on CUDA, else float32."""
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """bitsandbytes: 4bit (NF4, also on CPU) or 8bit."""
+    reuse_states: bool = False
+    """Keep its hidden states of fixed responses in memory (d numbers a token) for later epochs and methods."""
     trust_remote_code: bool = False
     """Run the model repository's own code."""
     __pydantic_config__ = STRICT
@@ -204,8 +206,12 @@ class TrainConfig:
     """TOML file with any of these fields; flags win over it."""
     method: Method = "gkd"
     """Preset that the file and flags override; untrained and aligned take no step."""
-    compare: tuple[Method, ...] = ()
-    """Train several methods from the same start, each into OUTPUT/METHOD."""
+    compare: tuple[str, ...] = ()
+    """Train several methods or arms from the same start, each into OUTPUT/NAME; empty: all arms of the recipe."""
+    arms: Fixed[Suppress[Arms]] = field(default_factory=dict)
+    """Recipe only: [arms.NAME] tables, each a method and whatever else differs from the recipe."""
+    seeds: tuple[int, ...] = ()
+    """Train with each of these seeds, into OUTPUT/NAME/seed-N; empty: with seed alone."""
     output: Path = Path("runs/student")
     """Folder of the trained student."""
     overwrite: bool = False
@@ -257,19 +263,33 @@ UNTRAINED = ("untrained", "aligned")
 C = TypeVar("C")
 
 
-def resolve(config: TrainConfig, recipe: Path | None, method: str | None = None) -> TrainConfig:
-    """Defaults, then the preset of ``method`` (None: the recipe's, else ``config``'s), then the recipe's keys."""
-    named: dict[str, Any] = {}
-    values = config
-    if recipe is not None:
-        values = load_config(TrainConfig, recipe)
-        named = tomllib.loads(recipe.read_text(encoding="utf-8"))
-    method = method or (values.method if "method" in named else config.method)
+def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -> TrainConfig:
+    """Defaults, then a method's preset, then the recipe's keys, then an arm's.
+
+    ``name`` is a method, or an arm of the recipe with the method that it names; None: the recipe's method, else
+    that of ``config``.
+    """
+    table = {} if recipe is None else read_table(recipe)
+    arms = table.get("arms", {})
+    source = str(recipe)
+    if name in arms:
+        table, source = _varied(table, arms[name]), f"{recipe} [arms.{name}]"
+        name = name if name in PRESETS and "method" not in arms[name] else None
+    values = from_table(TrainConfig, table, source)
+    method = name or (values.method if "method" in table else config.method)
     if method not in PRESETS:
-        raise unknown("method", method, PRESETS)
+        raise unknown("method or arm" if arms else "method", method, [*PRESETS, *arms])
     merged = overlay(config, PRESETS[method], None)
     merged = replace(merged, method=method)  # type: ignore[arg-type]
-    return overlay(merged, {k: v for k, v in named.items() if k != "method"}, values)
+    return overlay(merged, {k: v for k, v in table.items() if k != "method"}, values)
+
+
+def _varied(recipe: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's table with an arm's keys in the place of its own."""
+    varied = dict(recipe)
+    for key, value in arm.items():
+        varied[key] = {**varied.get(key, {}), **value} if isinstance(value, dict) else value
+    return varied
 
 
 def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:

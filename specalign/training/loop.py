@@ -34,6 +34,7 @@ from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.materials import Materials, data_facts
 from specalign.training.optimiser import adamw, clip_gradients, rate
+from specalign.training.reuse import TeacherStates, teacher_states
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss
@@ -55,6 +56,8 @@ class Run:
     """CPU generator of rollouts and mix."""
     validation: Validation
     packed: bool
+    teacher_states: TeacherStates | None = None
+    """The teacher's states along fixed responses; None: computed anew in every step."""
     position: Position = field(default_factory=Position)
     step_s: float = 0.0
     """Seconds of the last step."""
@@ -78,7 +81,8 @@ class StepReport:
     lr: float
     rollout_s: float
     update_s: float
-    layouts: tuple[Layout, ...]
+    scored: tuple[tuple[Layout, Tensor | None], ...]
+    """What was scored, and the teacher's states there if the objective needed them."""
 
 
 def train(config: TrainConfig, materials: Materials) -> Path:
@@ -128,6 +132,7 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
         torch.Generator().manual_seed(config.seed),
         validation=shared_validation(materials, config.logging.probe_gamma),
         packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
+        teacher_states=materials.teacher_states if config.teacher.reuse_states else None,
     )
 
 
@@ -232,7 +237,7 @@ def step(run: Run) -> StepReport:
     begun = time.monotonic()
     rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
     rolled_out = time.monotonic()
-    loss, n_tokens, layouts = accumulate(run, rows)
+    loss, n_tokens, scored = accumulate(run, rows)
     distributed.sum_gradients(run.parameters)
     (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
     norm = float(clip_gradients(run.parameters, config.max_grad_norm))
@@ -252,7 +257,7 @@ def step(run: Run) -> StepReport:
         lr,
         rolled_out - begun,
         time.monotonic() - rolled_out,
-        layouts,
+        scored,
     )
 
 
@@ -273,31 +278,37 @@ def planned_share(run: Run) -> float:
     )
 
 
-def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[Layout, ...]]:
-    """Backward over all rows, ``batch`` at a time. Returns mean loss, counted tokens, this process's layouts.
+def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[Layout, Tensor | None], ...]]:
+    """Backward over all rows, ``batch`` at a time. Returns mean loss, counted tokens, what this process scored.
 
     Every pass is divided by the token count of the whole step, over all processes, so the sum of gradients is
     that of one batch.
     """
     ordered = sorted(rows, key=lambda row: len(row.trunk))
     size = run.config.optimiser.batch
-    layouts = tuple(
-        lay_out(ordered[begin : begin + size], packed=run.packed, device=run.pair.student.device)
-        for begin in range(0, len(ordered), size)
-    )
-    masks = [counted(run, layout) for layout in layouts]
     device = run.pair.student.device
+    groups = [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
+    layouts = [lay_out(group, packed=run.packed, device=device) for group in groups]
+    masks = [counted(run, layout) for layout in layouts]
     (n_tokens,) = distributed.total([float(sum(mask.sum() for mask in masks))], device)
-    loss_sum = 0.0
-    for layout, mask in zip(layouts, masks, strict=True):
+    loss_sum, scored = 0.0, []
+    for group, layout, mask in zip(groups, layouts, masks, strict=True):
         with autocast(run):
-            losses = per_token_loss(
-                run.pair, layout, run.objective, chunk_tokens=run.config.objective.chunk_tokens
-            )
+            known = teacher_states_of(run, group, layout)
+            chunk_tokens = run.config.objective.chunk_tokens
+            losses = per_token_loss(run.pair, layout, run.objective, known, chunk_tokens=chunk_tokens)
         loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
         loss.backward()
         loss_sum += float(loss.detach())
-    return distributed.total([loss_sum], device)[0], int(n_tokens), layouts
+        scored.append((layout, known))
+    return distributed.total([loss_sum], device)[0], int(n_tokens), tuple(scored)
+
+
+def teacher_states_of(run: Run, rows: Sequence[Row], layout: Layout) -> Tensor | None:
+    """[N, d], or None where the objective looks at labels alone."""
+    if not run.objective.needs_teacher:
+        return None
+    return teacher_states(run.pair.teacher, run.teacher_states, rows, layout, packed=run.packed)
 
 
 def counted(run: Run, layout: Layout) -> Tensor:
@@ -340,7 +351,7 @@ def autocast(run: Run) -> Any:
 def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: float) -> None:
     """The line on the terminal, and the same fields with a few more in train.jsonl."""
     position = run.position
-    agree = float(torch.cat([overlaps(run.pair, layout).agreement for layout in report.layouts]).mean())
+    agree = float(torch.cat([overlaps(run.pair, *scored).agreement for scored in report.scored]).mean())
     bar.say(f"[step {position.step}] kd={loss:.3f} agree={agree:.3f} k={report.k} dt={dt_s:.1f}s")
     fields = {
         "kind": "train",

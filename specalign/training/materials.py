@@ -37,6 +37,7 @@ from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig
 from specalign.training.distributed import local_device, main_process_first, rank
+from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, Writer, responses_key, stored_responses
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ class Materials:
     _responses: dict[str, dict[str, Tokens]] = field(default_factory=dict)
     validation_set: Validation | None = None
     """Laid out and scored by the teacher once."""
+    _teacher_states: TeacherStates | None = None
     _starts: dict[StudentConfig, PreTrainedModel] = field(default_factory=dict)
     _vocabularies: dict[int, Tensor] = field(default_factory=dict)
 
@@ -71,6 +73,13 @@ class Materials:
     def n_tokens(self) -> int:
         """Ids that the tokenizer can produce."""
         return len(self.tokenizer)
+
+    @property
+    def teacher_states(self) -> TeacherStates:
+        """The teacher's states along fixed responses, filled as they are met."""
+        if self._teacher_states is None:
+            self._teacher_states = TeacherStates(self.teacher)
+        return self._teacher_states
 
     def responses(self, split: Split) -> dict[str, Tokens]:
         """The teacher's response to each prompt of a split, from the cache where it is there."""

@@ -60,18 +60,18 @@ def can_pack(model: PreTrainedModel) -> bool:
     )
 
 
-def per_token_loss(pair: Pair, layout: Layout, objective: Objective, *, chunk_tokens: int = 0) -> Tensor:
-    """Loss [N] of the student at every scored token; gradients reach the student alone."""
+def per_token_loss(
+    pair: Pair, layout: Layout, objective: Objective, teacher_states: Tensor | None, *, chunk_tokens: int = 0
+) -> Tensor:
+    """Loss [N] of the student at every scored token; gradients reach the student alone.
+
+    ``teacher_states`` [N, d] are the teacher's at the same positions; None for an objective that needs none.
+    """
     student, teacher = pair.heads()
-    student_states = states(pair.student, layout)
-    scored = None
-    if objective.needs_teacher:
-        with torch.no_grad():
-            scored = (states(pair.teacher, layout), teacher)
     return chunked_loss(
         objective,
-        (student_states, student),
-        scored,
+        (states(pair.student, layout), student),
+        None if teacher_states is None else (teacher_states, teacher),
         labels=columns_of(layout.labels, student),
         sequence_ids=layout.sequence_ids,
         chunk_tokens=chunk_tokens or None,

@@ -85,10 +85,10 @@ def test_accumulated_gradients_are_those_of_one_big_batch(tiny: Tiny, method: st
     found = {}
     for size in (1, 2, 6):
         run.config = replace(config, optimiser=replace(config.optimiser, batch=size))
-        loss, n_tokens, layouts = loop.accumulate(run, rows)
+        loss, n_tokens, scored = loop.accumulate(run, rows)
         found[size] = loss, n_tokens, [parameter.grad.clone() for parameter in run.parameters]  # type: ignore
         run.optimiser.zero_grad()
-        assert len(layouts) == 6 // size
+        assert len(scored) == 6 // size
     for size in (1, 2):
         assert found[size][0] == pytest.approx(found[6][0], rel=1e-6)
         assert found[size][1] == found[6][1]

@@ -118,3 +118,47 @@ def test_an_unknown_key_of_a_recipe_is_named(tmp_path: Path) -> None:
     path = write(tmp_path, "[optimiser]\nlearning_rate = 1.0\n")
     with pytest.raises(UserError, match=r"unknown key 'optimiser.learning_rate'"):
         configs(["--recipe", str(path)])
+
+
+ARMS = """
+seeds = [0, 1]
+[optimiser]
+lr = 5e-5
+[objective.hyper]
+temperature = 2.0
+[arms.gkd]
+rollout.k_max = 2
+[arms.jsd]
+method = "seqkd"
+objective.weights = { jsd = 1.0 }
+objective.hyper = { beta = 0.5 }
+"""
+
+
+def test_arms_vary_a_recipe_with_each_seed(tmp_path: Path) -> None:
+    words = ["--recipe", str(write(tmp_path, ARMS)), "--output", "runs/x", "--optimiser.batch", "3"]
+    found = configs(words)
+    assert [str(config.output) for config in found] == [
+        f"runs/x/{arm}/seed-{seed}" for arm in ("gkd", "jsd") for seed in (0, 1)
+    ]
+    assert [config.seed for config in found] == [0, 1, 0, 1]
+    gkd, _, jsd, _ = found
+    assert (gkd.method, gkd.rollout.source, gkd.rollout.k_max) == ("gkd", "student", 2)  # named like its preset
+    assert (jsd.method, jsd.rollout.source) == ("seqkd", "teacher")
+    assert jsd.objective.weights == {"jsd": 1.0}  # the arm's, not the preset's with it
+    assert gkd.objective.hyper == {"temperature": 2.0}
+    assert jsd.objective.hyper == {"beta": 0.5}
+    assert all(config.optimiser.lr == 5e-5 and config.optimiser.batch == 3 for config in found)
+    assert not any(config.arms or config.seeds for config in found)
+    (only,) = configs([*words, "--compare", "jsd", "--seeds", "7"])
+    assert (str(only.output), only.seed) == ("runs/x/jsd/seed-7", 7)
+
+
+def test_arms_are_checked_like_recipes(tmp_path: Path) -> None:
+    recipe = write(tmp_path, ARMS)
+    with pytest.raises(UserError, match=r"unknown method or arm 'jds'; did you mean 'jsd'\?"):
+        configs(["--recipe", str(recipe), "--compare", "jds"])
+    with pytest.raises(
+        UserError, match=r"\[arms.a\]: unknown key 'rollout.kmax'; did you mean 'k_max'|rollout.k_max"
+    ):
+        configs(["--recipe", str(write(tmp_path, "[arms.a]\nrollout.kmax = 3\n"))])

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from specalign.losses import objective
+from specalign.training.reuse import teacher_states
 from specalign.training.rows import Branch, Row, lay_out
 from specalign.training.scoring import Pair, can_pack, per_token_loss
 
@@ -61,7 +62,8 @@ def build(name: str, attn: str, seed: int) -> PreTrainedModel:
 
 def loss_and_gradients(pair: Pair, packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     layout = lay_out(ROWS, packed=packed)
-    losses = per_token_loss(pair, layout, objective({"forward_kl": 1.0}))
+    known = teacher_states(pair.teacher, None, ROWS, layout, packed=packed)
+    losses = per_token_loss(pair, layout, objective({"forward_kl": 1.0}), known)
     gradients = torch.autograd.grad(losses.sum(), list(pair.student.parameters()))
     return losses.detach(), list(gradients)
 

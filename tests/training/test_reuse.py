@@ -1,0 +1,73 @@
+"""The teacher's states along fixed responses: computed once, the same wherever they are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from specalign.training import loop
+from specalign.training.config import TrainConfig
+from specalign.training.materials import load_materials
+from specalign.training.reuse import TeacherStates
+from specalign.training.rows import Branch, Row, lay_out
+from specalign.training.scoring import states
+from specalign.training.session import train_all
+
+Tiny = Callable[..., TrainConfig]
+FIXED = [Row((5, 6, 7, 20, 21), 3), Row((8, 9, 10, 11, 12, 13), 2), Row((30, 31, 32), 2)]
+ROLLED = [Row((3, 4, 5, 6), 2, (Branch(2, (13, 14)), Branch(3, (15,))), (), True)]
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_states_are_those_of_the_layout(tiny: Tiny, packed: bool) -> None:
+    teacher = load_materials(tiny()).teacher.double()
+    rows = [FIXED[0], *ROLLED, *FIXED[1:]]
+    expected = states(teacher, lay_out(rows, packed=packed))
+    kept = TeacherStates(teacher)
+    for _ in range(2):
+        torch.testing.assert_close(kept.of(rows, packed=packed), expected, rtol=1e-10, atol=1e-10)
+    assert set(kept.kept) == set(FIXED)  # rollouts are never met again
+
+
+def test_a_fixed_response_is_scored_once_and_alike_in_every_batch(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = TeacherStates(load_materials(tiny()).teacher)
+    first = kept.of(FIXED, packed=True)
+    monkeypatch.setattr(kept.teacher, "get_decoder", lambda: pytest.fail("the teacher ran again"))
+    assert torch.equal(kept.of(FIXED[::-1], packed=True), torch.cat(first.split([2, 4, 1])[::-1]))
+
+
+def test_training_with_kept_states_is_training(tiny: Tiny, tmp_path: Path) -> None:
+    plain, reusing = (
+        tiny(
+            "seqkd",
+            output=tmp_path / str(reuse),
+            teacher={"reuse_states": reuse},
+            objective={"weights": {"jsd": 1.0}},
+        )
+        for reuse in (False, True)
+    )
+    train_all([plain])
+    train_all([reusing])
+    ours, theirs = (load_file(config.output / "model.safetensors") for config in (reusing, plain))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_an_interrupted_run_with_kept_states_repeats_the_uninterrupted_one(tiny: Tiny, tmp_path: Path) -> None:
+    changes = {"teacher": {"reuse_states": True}, "objective": {"weights": {"tvd": 1.0}}}
+    whole, parts = (tiny("seqkd", output=tmp_path / name, **changes) for name in ("whole", "parts"))
+    train_all([whole])
+    run = loop.start_run(parts, load_materials(parts))
+    loop.folder.claim(parts, {})
+    for _ in range(2):
+        loop.step(run)
+    loop.save_checkpoint(parts.output, run.pair.student, run.optimiser, run.generator, run.position, keep=1)
+    train_all([parts])
+    ours, theirs = (load_file(config.output / "model.safetensors") for config in (parts, whole))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
