@@ -9,8 +9,7 @@ from pathlib import Path
 
 from specalign.config import flag_value, parse_flags
 from specalign.errors import run_cli, unknown
-from specalign.templates import prompt_text
-from specalign.training.config import TrainConfig, check, resolve
+from specalign.training.config import TrainConfig, check, resolve, with_prompt
 
 PROGRAM = "specalign-train"
 DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
@@ -50,12 +49,6 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
     for config in found:
         check(config)
     return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
-
-
-def with_prompt(config: TrainConfig) -> TrainConfig:
-    """The config with the prompt's text in the place of its name."""
-    text = prompt_text(config.data.prompt, config.data.source)
-    return replace(config, data=replace(config.data, prompt=text))
 
 
 def read_config(words: Sequence[str], name: str | None) -> TrainConfig:

@@ -14,6 +14,7 @@ from tyro.conf import Fixed, Suppress, arg
 
 from specalign.config import STRICT, Weights, from_table, read_table
 from specalign.errors import UserError, unknown
+from specalign.templates import prompt_text
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
 Arms = dict[str, dict[str, Any]]
@@ -290,6 +291,12 @@ def _varied(recipe: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]
     for key, value in arm.items():
         varied[key] = {**varied.get(key, {}), **value} if isinstance(value, dict) else value
     return varied
+
+
+def with_prompt(config: TrainConfig) -> TrainConfig:
+    """The config with the prompt's text in the place of its name."""
+    text = prompt_text(config.data.prompt, config.data.source)
+    return replace(config, data=replace(config.data, prompt=text))
 
 
 def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:

@@ -32,7 +32,7 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
     checks: list[Check] = [
         ("device", lambda: str(resolve_device(local_device(config.device)))),
         ("teacher", lambda: models.describe(teacher())),
-        *_student_checks(config, teacher),
+        *(check for each in _distinct_students(configs) for check in _student_checks(each, teacher)),
         ("vocabulary", lambda: models.check_width(teacher())),
         ("end of text", lambda: models.check_end(teacher())),
         ("context", lambda: models.check_context(teacher(), "teacher", _needed(config), ASKS)),
@@ -43,11 +43,16 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
             (f"method {each.method}", partial(_method, each, teacher)),
             (f"memory, {each.method}", partial(_memory, each)),
         ]
-    return examine([*checks, *(_data_checks(configs, teacher) if data else [])])
+    found = examine([*checks, *(_data_checks(configs, teacher) if data else [])])
+    return list(dict.fromkeys(found))  # seeds of one method come to the same
 
 
 def _outline(config: TrainConfig, name: str) -> models.Outline:
     return models.outline(name, trust_remote_code=config.teacher.trust_remote_code)
+
+
+def _distinct_students(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
+    return list({config.student: config for config in reversed(configs)}.values())[::-1]
 
 
 def _student_checks(config: TrainConfig, teacher: Load) -> list[Check]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from transformers.utils.logging import disable_progress_bar
 
 from specalign.preflight import require_passed
-from specalign.training.config import TrainConfig
+from specalign.training.config import TrainConfig, with_prompt
 from specalign.training.distributed import process_group, rank, wait_for_all
 from specalign.training.folder import is_complete
 from specalign.training.loop import train
@@ -18,7 +18,7 @@ from specalign.training.preflight import findings
 def train_all(configs: Sequence[TrainConfig]) -> None:
     """Train each config, on every process of the launcher. Nothing is loaded where all runs are complete."""
     with process_group():
-        _train_all(configs)
+        _train_all([with_prompt(config) for config in configs])
 
 
 def _train_all(configs: Sequence[TrainConfig]) -> None:

@@ -38,6 +38,14 @@ def test_a_sound_recipe_passes(tiny: Tiny) -> None:
     assert {"method gkd", "method sft", "memory, gkd", "memory, sft"} <= set(checks)
 
 
+def test_arms_with_other_students_are_all_checked(tiny: Tiny) -> None:
+    """And what is the same for two of them stands in the table once."""
+    arms = [tiny("gkd", seed=1), tiny("gkd", seed=2), tiny("gkd", student={"n_layers": 9})]
+    checks = findings(arms, data=False)
+    assert [finding.verdict for finding in checks if finding.check == "student"] == ["ok", "failed"]
+    assert [finding.check for finding in checks].count("method gkd") == 1
+
+
 def test_no_weights_are_needed(tiny: Tiny, teacher_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(teacher_folder, tmp_path / "outline", ignore=shutil.ignore_patterns("*.safetensors"))
     assert not failures(tiny(teacher={"model": str(tmp_path / "outline")}))
