@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from specalign import provenance
 from specalign.data import load_examples
 from specalign.decoding.session import Session
+from specalign.decoding.stepper import make_stepper
 from specalign.losses import overlap
-from specalign.models.heads import head_of
 from specalign.models.load import Quantization, load_model, load_tokenizer
 from specalign.results import write_json
 
@@ -57,7 +57,7 @@ def measure(
     models: dict[Quantization, PreTrainedModel], prompt: list[int]
 ) -> dict[Quantization, dict[int, list[float]]]:
     """Kind -> q -> seconds, one a round."""
-    sessions = {kind: Session.start(model, head_of(model), [prompt], max(Q)) for kind, model in models.items()}
+    sessions = {kind: Session.start(make_stepper(model), [prompt], max(Q)) for kind, model in models.items()}
     seconds: dict[Quantization, dict[int, list[float]]] = {kind: {q: [] for q in Q} for kind in models}
     jobs = [(kind, q) for kind in models for q in Q]
     for number in range(ROUNDS):
