@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -92,7 +93,14 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def gpu_state(device: str) -> dict[str, Any]:
-    """Clock, load, power and temperature of a GPU, only read, by NVML; empty where NVML is not installed."""
+    """Clock, load, power and temperature of a GPU, only read; what NVML does not tell is left out.
+
+    Empty where nvidia-ml-py, NVIDIA's own binding, is not installed.
+    """
+    try:
+        from pynvml import NVMLError
+    except ModuleNotFoundError:
+        return {}
     import torch
 
     readings = {
@@ -101,10 +109,11 @@ def gpu_state(device: str) -> dict[str, Any]:
         "gpu_power_mw": torch.cuda.power_draw,
         "gpu_temperature_c": torch.cuda.temperature,
     }
-    try:
-        return {name: read(torch.device(device)) for name, read in readings.items()}
-    except (ModuleNotFoundError, RuntimeError):  # no pynvml; or a virtual GPU that does not tell
-        return {}
+    found = {}
+    for name, read in readings.items():
+        with suppress(NVMLError, RuntimeError):
+            found[name] = read(torch.device(device))
+    return found
 
 
 def file_sha256(path: Path) -> str:

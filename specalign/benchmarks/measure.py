@@ -49,11 +49,15 @@ def fact_probes(suite: Suite) -> list[Probe]:
 
 
 @torch.inference_mode()
-def call_probes(suite: Suite, config: BenchConfig) -> list[Probe]:
-    """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens, at several context lengths."""
+def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
+    """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens, at one of the contexts in turn.
+
+    ``number`` counts the calls of this function in a run.
+    """
     clock = Clock(suite.target.device)
-    calls = [call for prompt in probe_prompts(suite, config) for call in _calls(suite, config, prompt)]
-    random.Random(config.seed).shuffle(calls)
+    prompts = probe_prompts(suite, config)
+    calls = list(_calls(suite, config, prompts[number % len(prompts)]))
+    random.Random(f"{config.seed}|{number}").shuffle(calls)
     return [
         CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call.make, clock))
         for call in calls

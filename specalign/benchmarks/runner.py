@@ -7,6 +7,7 @@ import gc
 import hashlib
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -43,8 +44,9 @@ from specalign.results import (
 )
 
 WARMUP_TOKENS = 8
-PROBINGS = 4
-"""Times that single calls are timed, evenly spread over a run."""
+PROBINGS = 12
+"""Times that single calls are timed, each after one of three contexts, evenly spread over the generations of a run:
+where the machine's speed changes, both see the same of it."""
 TIE_TOLERANCE = 1e-4
 """Logits closer than this are a tie: rounding decides between them."""
 FAILURES = (RuntimeError, ValueError)
@@ -216,7 +218,9 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
     """Make what is still missing, in the plan's order; time single calls in between, as the machine changes."""
     done = {_key(record) for record in read_records(path)}
     missing = [cell for cell in plan if cell.key not in done]
-    probings = {number * len(missing) // PROBINGS for number in range(PROBINGS)}
+    probings: dict[int, list[int]] = defaultdict(list)
+    for number in range(PROBINGS):
+        probings[number * len(plan) // PROBINGS].append(number)
     _warm_up(suite, config, missing)
     with (
         _frozen_heap(),
@@ -224,9 +228,10 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
         progress_bar("decoding", len(plan)) as bar,
     ):
         bar.advance(len(done))
-        for place, cell in enumerate(missing):
-            if place in probings:
-                _add_probes(config, call_probes(suite, config))
+        for cell in missing:
+            for number in probings.get(cell.order, ()):
+                with _no_garbage_collection():
+                    _add_probes(config, call_probes(suite, config, number))
             file.write(record_line(_generate_one(suite, config, cell)))
             file.flush()
             bar.advance()

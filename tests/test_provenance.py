@@ -1,0 +1,57 @@
+"""What is stamped of the machine."""
+
+import sys
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from specalign import provenance
+from specalign.provenance import Load, gpu_state, hardware
+
+
+def test_the_stamp_says_where_and_how_busy() -> None:
+    facts = hardware("cpu")
+    assert facts["torch_threads"] == torch.get_num_threads()
+    assert 0 <= facts["busy_before"] <= 1
+    assert facts["load_1min"] >= 0
+    assert set(facts["affinity"]) <= set(range(facts["cores"]))
+    assert "gpu" not in facts
+
+
+def test_others_are_what_is_neither_idle_nor_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over 10 seconds of 2 cores: 8 idle, 9 ours, so 3 of 20 belong to others."""
+    times = iter([(100.0, 40.0, 5.0), (120.0, 48.0, 14.0)])
+    monkeypatch.setattr(provenance, "_processor_times", lambda: next(times))
+    assert Load().others() == pytest.approx(3 / 20)
+
+
+def test_the_share_of_others_is_a_share() -> None:
+    load = Load()
+    end = time.process_time() + 0.2
+    while time.process_time() < end:
+        pass
+    assert 0 <= load.others() <= 1
+
+
+def test_what_a_gpu_tells_is_read_and_what_it_does_not_tell_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class NVMLError(Exception):
+        pass
+
+    def refuse(device: torch.device) -> int:
+        raise NVMLError("Not Supported")
+
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError))
+    for name, read in {
+        "clock_rate": lambda device: 1980,
+        "utilization": lambda device: 3,
+        "power_draw": refuse,
+        "temperature": lambda device: 41,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, read)
+    assert gpu_state("cuda:0") == {"gpu_clock_mhz": 1980, "gpu_busy_before_percent": 3, "gpu_temperature_c": 41}
+    monkeypatch.setitem(sys.modules, "pynvml", None)
+    assert gpu_state("cuda:0") == {}
