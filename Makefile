@@ -1,11 +1,12 @@
 # Two commands for a newcomer: `make demo` and `make test`. Both make .venv first where it is missing.
 PYTHON ?= python3
 VENV ?= .venv
+VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
 
-.PHONY: help demo test test-slow lint types venv clean
+.PHONY: help demo test test-slow test-vllm lint types venv clean
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
@@ -19,6 +20,12 @@ test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores)
 
 test-slow: $(INSTALLED) ## run the tests that need minutes or the real SmolLM2
 	$(BIN)/python -m pytest -m slow
+
+test-vllm: $(INSTALLED) $(VLLM)/bin/vllm ## run the tests against a real vLLM (its environment is made first)
+	SPECALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/serving
+
+$(VLLM)/bin/vllm:
+	PYTHON=$(PYTHON) sh tests/serving/make_vllm_env.sh $(VLLM)
 
 lint: $(INSTALLED) ## check style and format
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ from specalign.provenance import file_sha256
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
+    DraftCounts,
     GenerationRecord,
     first_problem,
     read_records,
@@ -86,7 +87,29 @@ class ForcedProbe:
     __pydantic_config__ = _STRICT
 
 
-Probe = ModelProbe | CopyProbe | CallProbe | ForcedProbe
+@dataclass(frozen=True)
+class LoadProbe:
+    """One method under load on a server: ``concurrency`` requests at a time, one following another's end."""
+
+    method: str
+    gamma: int
+    concurrency: int
+    n_failed: int
+    n_tokens: list[int]
+    """New tokens of each good request; the lists below are parallel to it."""
+    first_s: list[float]
+    """Seconds to the first token."""
+    wall_s: list[float]
+    """Seconds of the whole request."""
+    total_s: float
+    """Seconds from the first request to the last answer."""
+    counts: DraftCounts | None = None
+    """The server's counters over all of it; None where it drafts nothing."""
+    kind: Literal["load"] = "load"
+    __pydantic_config__ = _STRICT
+
+
+Probe = ModelProbe | CopyProbe | CallProbe | ForcedProbe | LoadProbe
 
 _PROBE: TypeAdapter[Probe] = TypeAdapter(Annotated[Probe, Field(discriminator="kind")])
 

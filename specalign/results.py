@@ -59,6 +59,23 @@ class StepTrace:
 
 
 @dataclass(frozen=True)
+class DraftCounts:
+    """What a serving engine counts, of one generation or of many, where it gives no trace of its steps.
+
+    Tokens that were accepted in the last step but lie beyond the end of the output are counted too.
+    """
+
+    n_drafts: int
+    """Drafts: steps in which something was drafted."""
+    n_drafted: int
+    """Drafted tokens, those after a rejection included."""
+    n_accepted: int
+    accepted_by_position: list[int]
+    """Drafts whose first i tokens were accepted, i = 1..gamma."""
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
 class GenerationRecord:
     """One generation: what was asked, what came out, and where the time went."""
 
@@ -92,6 +109,9 @@ class GenerationRecord:
     reference: str = ""
     """The data set's reference; empty where there is none."""
     steps: StepTrace | None = None
+    """None where it failed, and from an engine that gives no trace of its steps."""
+    counts: DraftCounts | None = None
+    """Such an engine's counters."""
     prefill_s: float = 0.0
     """Seconds for the prompt: target and drafter prefill, up to the first token."""
     decode_s: float = 0.0
@@ -126,12 +146,12 @@ class Rouge:
 
 @dataclass(frozen=True)
 class TimeSplit:
-    """Mean milliseconds of one decoding step by kind; prefill is per generation."""
+    """Mean milliseconds of one decoding step by kind, None without traces of steps; prefill is per generation."""
 
     prefill_ms: float
-    draft_ms: float
-    verify_ms: float
-    rest_ms: float
+    draft_ms: float | None
+    verify_ms: float | None
+    rest_ms: float | None
     __pydantic_config__ = _STRICT
 
 
@@ -220,6 +240,33 @@ class SummaryRow:
 
 
 @dataclass(frozen=True)
+class LoadRow:
+    """What a server gave one method under load: so many requests at a time, one following another's end."""
+
+    method: str
+    gamma: int
+    concurrency: int
+    """Requests at a time."""
+    n_requests: int
+    n_failed: int
+    tokens_per_s: float
+    """Tokens of all requests over the seconds from the first request to the last answer."""
+    ttft_ms: list[float]
+    """Milliseconds to the first token, over requests: p50, p95, p99."""
+    tpot_ms: list[float]
+    """Milliseconds a token after the first, over requests: p50, p95, p99."""
+    request_tokens_per_s: list[float]
+    """Tokens over whole seconds of a request, over requests: p50, p95, p99."""
+    speedup: float | None = None
+    """tokens_per_s over the plain target's at the same concurrency; None for the target itself, or without it."""
+    decode_speedup: float | None = None
+    """The plain target's seconds a token after the first over this row's, at the same concurrency."""
+    predicted_speedup: float | None = None
+    """What the cost model with batch gives for decode_speedup, calibrated at the lowest concurrency."""
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
 class Check:
     """One line of the trust verdict."""
 
@@ -267,6 +314,8 @@ class BenchmarkResult:
     n_effective: int
     n_failed: int
     rows: list[SummaryRow] = field(default_factory=list)
+    load: list[LoadRow] = field(default_factory=list)
+    """Only of a serving engine."""
     checks: list[Check] = field(default_factory=list)
     records_sha256: str = ""
     """Hash of records.jsonl, set when complete: a changed file is refused."""

@@ -8,7 +8,7 @@ from statistics import mean, median, variance
 from typing import Any
 
 from specalign.benchmarks.comparison import seconds_per_token
-from specalign.benchmarks.config import TARGET
+from specalign.benchmarks.config import LOOKUP, TARGET
 from specalign.metrics.comparisons import minimum_detectable_difference
 from specalign.results import BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
@@ -55,11 +55,27 @@ def _lossless(rows: Sequence[SummaryRow]) -> Check:
 
 
 def _accounting(records: Sequence[GenerationRecord]) -> Check:
+    if any(record.counts for record in records):
+        return _counted(records)
     good = [record for record in records if record.steps]
     wrong = [record.order for record in good if record.steps and not _accounted(record, record.steps)]
     n_tokens = sum(len(record.token_ids) for record in good)
     detail = f"{n_tokens} emitted tokens are accepted drafts or the target's own; {_lengths(good)}"
     return Check("token accounting", not wrong, f"records {wrong} do not add up" if wrong else detail)
+
+
+def _counted(records: Sequence[GenerationRecord]) -> Check:
+    """The first token, then each draft's accepted tokens and one of the target's own; the last are cut off."""
+    counted = [(record, record.counts) for record in records if record.counts and record.method != LOOKUP]
+    wrong = [
+        record.order
+        for record, counts in counted
+        if not 0 <= 1 + counts.n_drafts + counts.n_accepted - len(record.token_ids) <= record.gamma
+    ]
+    detail = f"the counters of {len(counted)} generations are those of their own tokens; {_lengths(records)}"
+    if wrong:
+        detail = f"the counters of records {wrong} are not those of their tokens: did others use the server?"
+    return Check("token accounting", not wrong if counted else None, detail)
 
 
 def _lengths(records: Sequence[GenerationRecord]) -> str:

@@ -89,7 +89,7 @@ def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
         default = replace(default, output=Path("reports") / (Path(suite).stem if suite else "run"))
     config = parse_flags(
         BenchConfig,
-        _gather(arguments, "--drafter"),
+        _gather(_gather(arguments, "--drafter"), "--endpoint"),
         default=default,
         program=f"{PROGRAM} {command}",
         description=BenchConfig.__doc__ or "",
@@ -105,10 +105,11 @@ def _run(arguments: Sequence[str]) -> None:
     from transformers.utils import logging
 
     from specalign.benchmarks.runner import run
+    from specalign.benchmarks.served import run_served
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    run(config)
+    (run_served if config.engine.name == "vllm" else run)(config)
     _show(config.output)
 
 

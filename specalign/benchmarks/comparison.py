@@ -18,6 +18,7 @@ from specalign.benchmarks.prediction import predicted_from_probes
 from specalign.metrics import acceptance
 from specalign.metrics.accuracy import accuracy
 from specalign.metrics.ceilings import flop_ratio, least_seconds, memory_bound_speedup
+from specalign.metrics.counters import counted_figures
 from specalign.metrics.rouge import mean_rouge
 from specalign.metrics.statistics import ratio_interval, ratio_of_ratios_interval
 from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
@@ -161,6 +162,8 @@ def _ceilings(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> d
 
 def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, object]:
     traces = _traces(records)
+    if not traces:
+        return counted_figures(records)
     by_prompt = _traces_by_prompt(records)
     examined = [acceptance.n_examined(own) for own in by_prompt]
     accepted = [acceptance.n_accepted(own) for own in by_prompt]

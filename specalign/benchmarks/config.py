@@ -87,6 +87,23 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What decodes."""
+
+    name: Annotated[Literal["own", "vllm"], arg(aliases=["--engine"])] = "own"
+    """own: specalign's; vllm: a vLLM server for the plain target and for each drafter and draft length."""
+    python: Annotated[str, arg(aliases=["--engine-python"])] = ""
+    """Python of the environment that has vLLM; empty: $SPECALIGN_VLLM_PYTHON."""
+    arguments: Annotated[str, arg(aliases=["--engine-arguments"])] = ""
+    """More arguments of vllm serve, in one word: --engine-arguments="--enforce-eager"."""
+    endpoint: Annotated[tuple[str, ...], arg(aliases=["--endpoint"])] = ()
+    """Running vLLM servers, each as NAME=URL, the plain target's as target=URL; empty: servers are started."""
+    concurrency: Annotated[tuple[int, ...], arg(aliases=["--concurrency"])] = ()
+    """Requests at a time of a load test, such as 1 4 16, at the first temperature; empty: none."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
 class BenchConfig:
     """Measure drafters by speculative decoding, next to the plain target in the same run."""
 
@@ -109,6 +126,7 @@ class BenchConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     __pydantic_config__ = STRICT
 
 
@@ -131,16 +149,45 @@ def check(config: BenchConfig) -> None:
         if name != LOOKUP:
             raise UserError(f"unknown drafter {name!r} in include (choices: {LOOKUP})")
     named_drafters(config)
+    _check_engine(config)
+
+
+def _check_engine(config: BenchConfig) -> None:
+    engine = config.engine
+    named_endpoints(config)
+    if engine.name == "own":
+        if engine.endpoint or engine.concurrency or engine.arguments or engine.python:
+            raise UserError("--endpoint, --concurrency and --engine-... need --engine vllm")
+        return
+    if config.decoding.student_alone or config.decoding.rule != "token":
+        raise UserError(
+            "vLLM has its own rule and no drafter decoding alone: leave decoding.rule at token, alone off"
+        )
+    if config.target.quantization != "none" or config.decoding.runtime != "auto":
+        raise UserError(
+            "target.quantization and decoding.runtime are our engine's; pass vLLM's with --engine-arguments"
+        )
+    if engine.concurrency and min(engine.concurrency) < 1:
+        raise UserError("--concurrency must be at least 1")
 
 
 def named_drafters(config: BenchConfig) -> dict[str, str]:
     """NAME -> PATH of ``--drafter``; raises UserError for anything else, or a name used twice."""
-    drafters: dict[str, str] = {}
-    for word in config.drafter:
-        name, equals, path = word.partition("=")
-        if not (name and equals and path):
-            raise UserError(f"--drafter takes NAME=PATH, not {word!r}")
-        if name in drafters or name in (TARGET, LOOKUP):
-            raise UserError(f"--drafter {word}: the name {name!r} is taken")
-        drafters[name] = path
-    return drafters
+    return _named("--drafter", "PATH", config.drafter, taken=(TARGET, LOOKUP))
+
+
+def named_endpoints(config: BenchConfig) -> dict[str, str]:
+    """NAME -> URL of ``--endpoint``; raises UserError for anything else, or a name used twice."""
+    return _named("--endpoint", "URL", config.engine.endpoint, taken=())
+
+
+def _named(flag: str, kind: str, words: tuple[str, ...], taken: tuple[str, ...]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not (name and equals and value):
+            raise UserError(f"{flag} takes NAME={kind}, not {word!r}")
+        if name in found or name in taken:
+            raise UserError(f"{flag} {word}: the name {name!r} is taken")
+        found[name] = value
+    return found

@@ -18,6 +18,7 @@ import torch
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
 from specalign.benchmarks.config import ALONE, TARGET, BenchConfig
+from specalign.benchmarks.load_rows import load_rows
 from specalign.benchmarks.measure import call_probes, fact_probes, forced_probes
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, load_suite
@@ -51,7 +52,7 @@ TIE_TOLERANCE = 1e-4
 """Logits closer than this are a tie: rounding decides between them."""
 FAILURES = (RuntimeError, ValueError)
 """What may go wrong with one generation: memory runs out, a prompt fills the context."""
-IDENTITY = ("target", "data", "decoding", "drafter", "include", "seed", "device", "threads")
+IDENTITY = ("target", "data", "decoding", "drafter", "include", "seed", "device", "threads", "engine")
 """Fields of the config that make two runs the same run."""
 
 
@@ -63,7 +64,7 @@ def run(config: BenchConfig) -> BenchmarkResult:
     and KeyboardInterrupt goes on.
     """
     checkpoints = checkpoint_hashes(config)
-    before = _existing(config, checkpoints)
+    before = existing(config, checkpoints)
     if before is not None and before.status == "complete":
         print(f"{config.output} is complete already; --overwrite runs it again")
         return before
@@ -74,16 +75,16 @@ def run(config: BenchConfig) -> BenchmarkResult:
     plan = cells(suite, config)
     facts = fact_probes(suite)
     result = _opening(config, suite, plan, checkpoints, facts)
-    _prepare(config, before, result)
-    _add_probes(config, facts)
+    prepare(config, before, result)
+    add_probes(config, facts)
     write_result(config.output, result)
     load = Load()
     try:
         _measure(suite, config, plan)
     except KeyboardInterrupt:
-        write_result(config.output, _closing(_ended(result, "interrupted", load), suite, config.output))
+        write_result(config.output, closing(ended(result, "interrupted", load), suite, config.output))
         raise
-    result = _closing(_ended(result, "complete", load), suite, config.output)
+    result = closing(ended(result, "complete", load), suite, config.output)
     write_result(config.output, result)
     return result
 
@@ -91,21 +92,21 @@ def run(config: BenchConfig) -> BenchmarkResult:
 def _measure(suite: Suite, config: BenchConfig, plan: list[Cell]) -> None:
     path = config.output / RECORDS_FILE
     _generate_all(suite, config, plan, path)
-    _add_probes(config, forced_probes(suite, config, list(read_records(path))))
+    add_probes(config, forced_probes(suite, config, list(read_records(path))))
 
 
-def _add_probes(config: BenchConfig, probes: list[Probe]) -> None:
+def add_probes(config: BenchConfig, probes: list[Probe]) -> None:
     with open(config.output / PROBES_FILE, "a", encoding="utf-8") as file:
         file.write(probe_lines(probes))
 
 
-def _ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
+def ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
     """The result with how busy others kept the machine meanwhile."""
     hardware = result.provenance["hardware"] | {"busy_during": load.others()}
     return dataclasses.replace(result, status=status, provenance=result.provenance | {"hardware": hardware})
 
 
-def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResult | None:
+def existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResult | None:
     """The run in the output folder, if it is the same; None where there is none, or it is to be replaced."""
     folder = config.output
     if folder.exists() and not folder.is_dir():
@@ -117,8 +118,8 @@ def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResu
     if config.overwrite:
         return None
     result = read_result(folder)
-    table = as_table(config)
-    different = [key for key in IDENTITY if result.config.get(key) != table.get(key)]
+    table, before_them = as_table(config), as_table(BenchConfig())
+    different = [key for key in IDENTITY if result.config.get(key, before_them.get(key)) != table.get(key)]
     recorded = result.provenance.get("checkpoints", {})
     different += [f"the weights of {name}" for name, now in checkpoints.items() if recorded.get(name) != now]
     if different:
@@ -129,7 +130,7 @@ def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResu
     return result
 
 
-def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: BenchmarkResult) -> None:
+def prepare(config: BenchConfig, before: BenchmarkResult | None, result: BenchmarkResult) -> None:
     """Make the folder ready: a new or replaced run starts without records, an interrupted one keeps its own."""
     path = config.output / RECORDS_FILE
     if before is None:
@@ -147,7 +148,7 @@ def _opening(
     config: BenchConfig, suite: Suite, plan: list[Cell], checkpoints: dict[str, str], facts: list[Probe]
 ) -> BenchmarkResult:
     """What is known before the first generation."""
-    provenance = stamp(str(suite.target.device)) | _data_facts(suite)
+    provenance = stamp(str(suite.target.device)) | data_facts(suite)
     provenance |= {
         "attention": suite.target.model.config._attn_implementation,
         "dtype": str(suite.target.model.dtype),
@@ -170,7 +171,7 @@ def _opening(
     )
 
 
-def _data_facts(suite: Suite) -> dict[str, Any]:
+def data_facts(suite: Suite) -> dict[str, Any]:
     cut = [prompt.n_truncated for prompt in suite.prompts if prompt.n_truncated]
     return {
         "n_prompts": len(suite.prompts),
@@ -180,12 +181,13 @@ def _data_facts(suite: Suite) -> dict[str, Any]:
     }
 
 
-def _closing(result: BenchmarkResult, suite: Suite, folder: Path) -> BenchmarkResult:
+def closing(result: BenchmarkResult, suite: Suite, folder: Path) -> BenchmarkResult:
     """What the records and probes come to."""
     path, probes_path = folder / RECORDS_FILE, folder / PROBES_FILE
     records = list(read_records(path))
     place = {method: index for index, method in enumerate(suite.drafters)}
-    rows = summarise(records, _judge_divergences(suite, records), read_probes(probes_path))
+    probes = read_probes(probes_path)
+    rows = summarise(records, _judge_divergences(suite, records), probes)
     rows.sort(key=lambda row: (row.temperature, place[row.method], row.gamma))
     statuses = [record.status for record in records]
     return dataclasses.replace(
@@ -193,6 +195,7 @@ def _closing(result: BenchmarkResult, suite: Suite, folder: Path) -> BenchmarkRe
         n_effective=statuses.count("ok"),
         n_failed=statuses.count("failed"),
         rows=rows,
+        load=load_rows(probes),
         checks=trust_checks(result, records, rows),
         records_sha256=file_sha256(path) if result.status == "complete" else "",
         probes_sha256=file_sha256(probes_path) if result.status == "complete" else "",
@@ -216,7 +219,7 @@ def _judge_divergences(suite: Suite, records: list[GenerationRecord]) -> dict[in
 
 def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Path) -> None:
     """Make what is still missing, in the plan's order; time single calls in between, as the machine changes."""
-    done = {_key(record) for record in read_records(path)}
+    done = {record_key(record) for record in read_records(path)}
     missing = [cell for cell in plan if cell.key not in done]
     probings: dict[int, list[int]] = defaultdict(list)
     for number in range(PROBINGS):
@@ -231,7 +234,7 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
         for cell in missing:
             for number in probings.get(cell.order, ()):
                 with _no_garbage_collection():
-                    _add_probes(config, call_probes(suite, config, number))
+                    add_probes(config, call_probes(suite, config, number))
             file.write(record_line(_generate_one(suite, config, cell)))
             file.flush()
             bar.advance()
@@ -257,9 +260,9 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
             done = _decode(suite, config, cell, max_new_tokens=config.decoding.max_new_tokens)
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
-        return _record(suite, config, cell, status="failed", error=reason[:500])
+        return new_record(suite, config, cell, status="failed", error=reason[:500])
     (ids,) = done.token_ids
-    return _record(
+    return new_record(
         suite,
         config,
         cell,
@@ -292,7 +295,7 @@ def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: in
     )
 
 
-def _record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> GenerationRecord:
+def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> GenerationRecord:
     plain = cell.method == TARGET
     alone = cell.gamma == 0 and not plain
     rule = "none" if plain else ALONE if alone else "greedy" if cell.temperature == 0 else config.decoding.rule
@@ -329,7 +332,7 @@ def _trace(done: Generation) -> StepTrace:
     )
 
 
-def _key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
+def record_key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
     return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat
 
 

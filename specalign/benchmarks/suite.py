@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.benchmarks.config import TARGET, BenchConfig, named_drafters
 from specalign.benchmarks.runtime import make_ready
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
-from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper
+from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper, make_stepper
 from specalign.errors import UserError
 from specalign.models.heads import head_of
 from specalign.models.load import (
@@ -24,6 +25,7 @@ from specalign.models.load import (
     resolve_dtype,
     resolve_model,
 )
+from specalign.models.preflight import outline
 from specalign.models.properties import decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
@@ -93,6 +95,21 @@ def load_suite(config: BenchConfig) -> Suite:
     return Suite(stepper, tokenizer, drafters, prompts, info, infos)
 
 
+def outline_suite(config: BenchConfig) -> Suite:
+    """The suite of an engine that loads the models itself: ours are without weights."""
+    target = outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
+    drafters: dict[str, Drafter | None] = {TARGET: None}
+    drafters |= {name: PromptLookup() for name in config.include}
+    infos = []
+    for name, path in named_drafters(config).items():
+        model = outline(path).model
+        drafters[name] = ModelDrafter(model)
+        infos.append(_drafter_info(name, path, model, None))
+    info = _model_info(TARGET, config.target.model, target.model)
+    prompts = _load_prompts(config, target.tokenizer)
+    return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, info, infos)
+
+
 def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:
     """Method -> hash of its weights, for models that lie in a local folder or file."""
     found = {}
@@ -109,12 +126,20 @@ def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
     Interleaving spreads a machine's drift evenly over the methods. A generation's seed depends on what it is,
     not on its place.
     """
+    gammas = {method: _gammas(config, method, drafter) for method, drafter in suite.drafters.items()}
+    return plan_cells(suite.prompts, gammas, config)
+
+
+def plan_cells(
+    prompts: Sequence[Prompt], gammas: Mapping[str, Sequence[int]], config: BenchConfig
+) -> list[Cell]:
+    """The same for methods and their draft lengths."""
     plan = [
         (prompt, method, temperature, gamma, repeat)
-        for prompt in suite.prompts
-        for method, drafter in suite.drafters.items()
+        for prompt in prompts
+        for method, lengths in gammas.items()
         for temperature in config.decoding.temperatures
-        for gamma in _gammas(config, method, drafter)
+        for gamma in lengths
         for repeat in range(config.decoding.repeats)
     ]
     random.Random(config.seed).shuffle(plan)

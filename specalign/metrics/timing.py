@@ -16,9 +16,9 @@ def time_split(records: Sequence[GenerationRecord]) -> TimeSplit:
     traces = [record.steps for record in records if record.steps]
     return TimeSplit(
         prefill_ms=1000 * mean(record.prefill_s for record in records),
-        draft_ms=1000 * _mean_step(traces, "draft_s"),
-        verify_ms=1000 * _mean_step(traces, "verify_s"),
-        rest_ms=1000 * _mean_step(traces, "rest_s"),
+        draft_ms=_mean_step_ms(traces, "draft_s"),
+        verify_ms=_mean_step_ms(traces, "verify_s"),
+        rest_ms=_mean_step_ms(traces, "rest_s"),
     )
 
 
@@ -57,6 +57,6 @@ def step_costs_by_draft(traces: Sequence[StepTrace]) -> dict[int, tuple[int, flo
     return {drafted: (len(found[drafted]), median(found[drafted])) for drafted in sorted(found)}
 
 
-def _mean_step(traces: Sequence[StepTrace], column: str) -> float:
+def _mean_step_ms(traces: Sequence[StepTrace], column: str) -> float | None:
     values = [seconds for trace in traces for seconds in getattr(trace, column)]
-    return mean(values) if values else 0.0
+    return 1000 * mean(values) if values else None

@@ -6,8 +6,9 @@ import re
 import shlex
 from collections.abc import Sequence
 
-from specalign.reports.tables import comparison, escape, interval, markdown_table, number
-from specalign.results import BenchmarkResult, Interval, SummaryRow
+from specalign.metrics.load import crossover
+from specalign.reports.tables import comparison, escape, interval, markdown_table, number, percentiles
+from specalign.results import BenchmarkResult, Interval, LoadRow, SummaryRow
 
 SYMBOLS = """\
 Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, on whole calls
@@ -28,6 +29,8 @@ def report_lines(result: BenchmarkResult, pictures: Sequence[tuple[str, str]]) -
         *_verdict(result),
         *_setting(result),
         *_comparison(result),
+        *_engine(result),
+        *_load(result),
         *_pictures(pictures),
         *_reproduce(result),
     ]
@@ -173,6 +176,81 @@ def _comparison(result: BenchmarkResult) -> list[str]:
         rows = [row for row in result.rows if row.temperature == temperature]
         lines += [f"### Temperature {temperature:g}", "", *comparison(rows), ""]
     return [*lines, SYMBOLS, ""] if result.rows else [*lines, "There are no rows: the run did not finish.", ""]
+
+
+ENGINE = """\
+These rows were decoded by vLLM {version}, one request at a time, each on a server of its own. Times are those of a
+client on the same machine: prefill is the time to the first token. Acceptance comes from the server's counters, in
+the same definitions (docs/metrics.md). vLLM gives neither Σ min(p, q) nor the times of drafting and verification:
+those figures are missing, not zero. Above temperature 0 its drafts are sampled from q
+(`draft_sample_method = probabilistic`), with the drafter's full head. Speed-ups are against plain vLLM."""
+
+
+def _engine(result: BenchmarkResult) -> list[str]:
+    """What is different about rows that a serving engine decoded."""
+    if result.config.get("engine", {}).get("name") != "vllm":
+        return []
+    version = result.provenance.get("packages", {}).get("vllm")
+    return ["## The engine", "", ENGINE.format(version=version), ""]
+
+
+LOAD = """\
+So many requests at a time, each next one sent when another has ended. Throughput is over all requests; TTFT (time to
+the first token), TPOT (time a token after it) and tokens/s of a request are p50 / p95 / p99 over requests. "Decode
+speed-up" compares mean TPOT with the plain target's at the same concurrency B; "model" is the cost model's figure for
+it: τ T(B) / (γ c T(B) + T(B (γ + 1))), T(n) being the plain target's step at n requests, on straight lines between
+the measured ones and beyond, and c fitted at the lowest concurrency, where the model is therefore no prediction."""
+
+
+def _load(result: BenchmarkResult) -> list[str]:
+    """Speed against concurrency, and where speculation stops to pay."""
+    if not result.load:
+        return []
+    header = ["method", "γ", "at a time", "requests", "failed", "tokens/s", "speed-up", "decode speed-up", "model",
+              "TTFT ms", "TPOT ms", "tokens/s of a request"]  # fmt: skip
+    lines = [
+        [
+            row.method,
+            str(row.gamma or "–"),
+            str(row.concurrency),
+            str(row.n_requests),
+            str(row.n_failed),
+            number(row.tokens_per_s, 1),
+            number(row.speedup),
+            number(row.decode_speedup),
+            number(row.predicted_speedup),
+            percentiles(row.ttft_ms),
+            percentiles(row.tpot_ms),
+            percentiles(row.request_tokens_per_s, 1),
+        ]
+        for row in result.load
+    ]
+    return ["## Under load", "", *markdown_table(header, lines), "", LOAD, "", *_crossings(result.load), ""]
+
+
+def _crossings(rows: Sequence[LoadRow]) -> list[str]:
+    """Where each method's decode speed-up falls through 1, measured and by the model."""
+    lines = []
+    for method, gamma in dict.fromkeys((row.method, row.gamma) for row in rows if row.decode_speedup):
+        own = [row for row in rows if (row.method, row.gamma) == (method, gamma)]
+        measured = {row.concurrency: row.decode_speedup for row in own if row.decode_speedup}
+        model = {row.concurrency: row.predicted_speedup for row in own if row.predicted_speedup}
+        lines.append(
+            f"- {escape(method)}, γ = {gamma}: {_crossing(measured)}; by the model, {_crossing(model)}."
+        )
+    return lines
+
+
+def _crossing(speedups: dict[int, float]) -> str:
+    if not speedups:
+        return "not known"
+    place = crossover(speedups)
+    if place is not None:
+        return f"pays up to {place:.1f} requests at a time"
+    first, last = min(speedups), max(speedups)
+    if speedups[last] > 1:
+        return f"still pays at {last} requests at a time"
+    return f"does not pay, from {first} request{'s' if first > 1 else ''} at a time on"
 
 
 def _pictures(pictures: Sequence[tuple[str, str]]) -> list[str]:

@@ -74,7 +74,7 @@ def plot_acceptance(rows: Sequence[SummaryRow]) -> Figure | None:
 
 def plot_time(rows: Sequence[SummaryRow]) -> Figure | None:
     """Mean milliseconds of a decoding step by kind, and what they come to per emitted token."""
-    shown = [row for row in rows if row.n_effective]
+    shown = [row for row in rows if row.n_effective and row.time.verify_ms is not None]
     if not shown:
         return None
     temperatures = _temperatures(shown)
@@ -87,8 +87,8 @@ def plot_time(rows: Sequence[SummaryRow]) -> Figure | None:
             left = 0.0
             kinds = (("draft", row.time.draft_ms), ("verify", row.time.verify_ms), ("rest", row.time.rest_ms))
             for colour, (kind, ms) in zip(COLOURS, kinds, strict=False):
-                axes.barh(places[_label(row)], ms, left=left, color=colour, height=0.7, label=kind)
-                left += ms
+                axes.barh(places[_label(row)], ms or 0.0, left=left, color=colour, height=0.7, label=kind)
+                left += ms or 0.0
             per_token = f" {row.tau.value if row.tau else 1:.2f} tok/step"
             axes.text(left, places[_label(row)], per_token, va="center", fontsize=8)
         axes.set(title=f"temperature {temperature:g}", xlabel="milliseconds per decoding step")

@@ -30,6 +30,11 @@ def interval(value: Interval | None, digits: int = 2, unit: str = "") -> str:
     return f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
 
+def percentiles(values: Sequence[float], digits: int = 0) -> str:
+    """``p50 / p95 / p99``; a dash for none."""
+    return " / ".join(f"{value:.{digits}f}" for value in values) or NONE
+
+
 def rouges(value: Rouge | None) -> str:
     """ROUGE-1 / 2 / L, times 100."""
     if value is None:

@@ -35,7 +35,7 @@ def deploy_lines(
         *_cautions(result, row),
     ]
     plain = serve_command(resolve(result.target.source), dtype=_dtype(result))
-    config = speculative_config(row, resolve(_source(result, row.method)))
+    config = speculative_config(row.kind, row.gamma, resolve(_source(result, row.method)))
     speculative = serve_command(resolve(result.target.source), dtype=_dtype(result), speculative=config)
     if speedup.value > 1:
         return [*lines, speculative]
@@ -63,16 +63,17 @@ def recommended(result: BenchmarkResult, drafter: str, temperature: float) -> Su
     return max(same, key=lambda row: row.speedup.value if row.speedup else 0.0)
 
 
-def speculative_config(row: SummaryRow, source: str) -> dict[str, Any]:
-    """vLLM's --speculative-config for a row's drafter and gamma."""
-    if row.kind == "lookup":
-        return {
-            "method": "ngram",
-            "num_speculative_tokens": row.gamma,
-            "prompt_lookup_max": LOOKUP_NGRAM,
-            "prompt_lookup_min": 1,
-        }
-    return {"method": "draft_model", "model": source, "num_speculative_tokens": row.gamma}
+def speculative_config(kind: str, gamma: int, source: str) -> dict[str, Any]:
+    """vLLM's --speculative-config for a drafter of a kind ("lookup" or "model").
+
+    Drafts are sampled from q, as in our engine: vLLM's default drafts greedily at every temperature, and fewer of
+    those are accepted.
+    """
+    if kind == "lookup":
+        lookup = {"prompt_lookup_max": LOOKUP_NGRAM, "prompt_lookup_min": 1}
+        return {"method": "ngram", "num_speculative_tokens": gamma, **lookup}
+    drafter = {"model": source, "draft_sample_method": "probabilistic"}
+    return {"method": "draft_model", "num_speculative_tokens": gamma, **drafter}
 
 
 def serve_command(model: str, *, dtype: str, speculative: dict[str, Any] | None = None) -> str:

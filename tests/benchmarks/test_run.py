@@ -106,7 +106,7 @@ def test_an_interrupted_run_is_usable_and_goes_on(
     measure(words)
     assert read_result(run).status == "complete"
     assert records_of(run)[:9] == before
-    assert len({runner._key(record) for record in records_of(run)}) == 24
+    assert len({runner.record_key(record) for record in records_of(run)}) == 24
     n_calls = len(calls)
     measure(words)
     assert len(calls) == n_calls, "a complete run is not run again"

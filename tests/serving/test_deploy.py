@@ -45,7 +45,12 @@ def test_the_command_has_the_fastest_drafter_and_its_gamma() -> None:
     words = served(deploy_lines(result(row("gkd", 2, 1.3), row("gkd", 4, 1.5), row("sft", 2, 1.4))))
     assert words[:5] == ["vllm", "serve", "models/the target", "--dtype", "float32"]
     assert words[5] == "--speculative-config"
-    assert json.loads(words[6]) == {"method": "draft_model", "model": "runs/gkd", "num_speculative_tokens": 4}
+    assert json.loads(words[6]) == {
+        "method": "draft_model",
+        "model": "runs/gkd",
+        "num_speculative_tokens": 4,
+        "draft_sample_method": "probabilistic",
+    }
 
 
 def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:

@@ -1,0 +1,299 @@
+"""Running a suite on vLLM: the same prompts, records and result, with a server for each method and draft length."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from specalign.benchmarks.comparison import divergent
+from specalign.benchmarks.config import TARGET, BenchConfig, named_drafters, named_endpoints
+from specalign.benchmarks.preflight import findings
+from specalign.benchmarks.runner import (
+    WARMUP_TOKENS,
+    add_probes,
+    closing,
+    data_facts,
+    ended,
+    existing,
+    new_record,
+    prepare,
+    record_key,
+)
+from specalign.benchmarks.suite import Cell, Suite, checkpoint_hashes, outline_suite, plan_cells
+from specalign.config import as_table
+from specalign.decoding import PromptLookup, make_stepper
+from specalign.errors import UserError, unknown
+from specalign.metrics import METRICS_VERSION
+from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
+from specalign.models.vocabulary import OLD_FILE
+from specalign.preflight import require_passed
+from specalign.probes import PROBES_FILE, LoadProbe, read_probes
+from specalign.progress import progress_bar
+from specalign.provenance import Load, stamp
+from specalign.results import (
+    RECORDS_FILE,
+    BenchmarkResult,
+    DraftCounts,
+    GenerationRecord,
+    read_records,
+    record_line,
+    write_result,
+)
+from specalign.serving.client import (
+    Request,
+    Server,
+    complete,
+    connect,
+    difference,
+    read_counts,
+    settled_counts,
+)
+from specalign.serving.deploy import speculative_config
+from specalign.serving.load import measure_load
+from specalign.serving.server import require_vllm, serving
+
+PYTHON_VARIABLE = "SPECALIGN_VLLM_PYTHON"
+SERVED_NAME = "target"
+
+Kind = tuple[str, int]
+"""(method, gamma): what one server serves."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Where the servers come from."""
+
+    version: str
+    arguments: tuple[str, ...]
+    """Of the servers that we start."""
+    python: str
+    """Empty: all servers run already."""
+    running: dict[Kind, Server]
+
+
+def run_served(config: BenchConfig) -> BenchmarkResult:
+    """As :func:`specalign.benchmarks.runner.run`, decoded by vLLM.
+
+    One request at a time, each method and draft length on a server of its own, one server after another; then
+    the load tests on the same server. Raises UserError where vLLM is missing, too old, or does not start.
+    """
+    checkpoints = checkpoint_hashes(config)
+    before = existing(config, checkpoints)
+    if before is not None and before.status == "complete":
+        print(f"{config.output} is complete already; --overwrite runs it again")
+        return before
+    require_passed(findings(config, data=False))
+    engine = _engine(config)
+    suite = outline_suite(config)
+    plan = _plan(suite, config, engine)
+    result = _opening(config, suite, plan, engine, checkpoints)
+    prepare(config, before, result)
+    write_result(config.output, result)
+    load = Load()
+    try:
+        _measure(suite, config, plan, engine)
+    except KeyboardInterrupt:
+        write_result(config.output, _closing(ended(result, "interrupted", load), suite, config))
+        raise
+    result = _closing(ended(result, "complete", load), suite, config)
+    write_result(config.output, result)
+    return result
+
+
+def _engine(config: BenchConfig) -> Engine:
+    if config.engine.endpoint:
+        return _running(config)
+    python = config.engine.python or os.environ.get(PYTHON_VARIABLE, "")
+    if not python:
+        raise UserError(
+            f"name vLLM's Python by --engine-python or ${PYTHON_VARIABLE}, or a server by --endpoint"
+        )
+    for path in named_drafters(config).values():
+        if (Path(path) / OLD_FILE).exists():
+            raise UserError(
+                f"vLLM would take {Path(path) / OLD_FILE} for weights: move it to draft_vocabulary/ids.safetensors"
+            )
+    return Engine(require_vllm(python), tuple(_arguments(config)), python, {})
+
+
+def _arguments(config: BenchConfig) -> list[str]:
+    """Prompts repeat under load: a prefix cache would answer them from memory."""
+    dtype = resolve_dtype(config.target.dtype, resolve_device(config.device))
+    own = ["--model", resolve_model(config.target.model), "--served-model-name", SERVED_NAME]
+    own += ["--dtype", str(dtype).removeprefix("torch."), "--no-enable-prefix-caching"]
+    return [*own, *shlex.split(config.engine.arguments)]
+
+
+def _running(config: BenchConfig) -> Engine:
+    """Each endpoint's draft length is read off its counters."""
+    servers: dict[Kind, Server] = {}
+    known = {TARGET, *config.include, *named_drafters(config)}
+    for name, url in named_endpoints(config).items():
+        if name not in known:
+            raise unknown("endpoint's method", name, known)
+        server = connect(url)
+        counts = read_counts(server)
+        if (counts is None) != (name == TARGET):
+            raise UserError(
+                f"the server at {url} {'drafts' if counts else 'does not draft'}: it is not {name!r}'s"
+            )
+        servers[name, len(counts.accepted_by_position) if counts else 0] = server
+    return Engine(", ".join(sorted({server.version for server in servers.values()})), (), "", servers)
+
+
+def _plan(suite: Suite, config: BenchConfig, engine: Engine) -> list[Cell]:
+    """The run's generations, server by server, in random order on each."""
+    gammas = {method: config.decoding.gammas if drafter else (0,) for method, drafter in suite.drafters.items()}
+    if engine.running:
+        gammas = {method: (gamma,) for method, gamma in engine.running}
+    place = {method: index for index, method in enumerate(suite.drafters)}
+    shuffled = plan_cells(suite.prompts, gammas, config)
+    ordered = sorted(shuffled, key=lambda cell: (place[cell.method], cell.gamma))
+    return [dataclasses.replace(cell, order=order) for order, cell in enumerate(ordered)]
+
+
+def _opening(
+    config: BenchConfig, suite: Suite, plan: list[Cell], engine: Engine, checkpoints: dict[str, str]
+) -> BenchmarkResult:
+    device = resolve_device(config.device)
+    provenance = stamp(str(device)) | data_facts(suite)
+    provenance |= {
+        "dtype": str(resolve_dtype(config.target.dtype, device)),
+        "checkpoints": checkpoints,
+        "packages": {**provenance["packages"], "vllm": engine.version},
+    }
+    return BenchmarkResult(
+        status="running",
+        suite=config.suite.stem if config.suite else "default",
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        config=as_table(config),
+        provenance=provenance,
+        metrics_version=METRICS_VERSION,
+        target=suite.target_info,
+        drafters=suite.drafter_infos,
+        n_requested=len(plan),
+        n_effective=0,
+        n_failed=0,
+    )
+
+
+def _closing(result: BenchmarkResult, suite: Suite, config: BenchConfig) -> BenchmarkResult:
+    """Differences between greedy outputs are judged by the target's own logits, in our engine."""
+    if divergent(read_records(config.output / RECORDS_FILE)):
+        device = resolve_device(config.device)
+        dtype = resolve_dtype(config.target.dtype, device)
+        target = load_model(
+            config.target.model, dtype=dtype, device=device, trust_remote_code=config.target.trust_remote_code
+        )
+        suite = dataclasses.replace(suite, target=make_stepper(target))
+    return closing(result, suite, config.output)
+
+
+def _measure(suite: Suite, config: BenchConfig, plan: list[Cell], engine: Engine) -> None:
+    """Server by server; what an interrupted run has already is not made again."""
+    done = {record_key(record) for record in read_records(config.output / RECORDS_FILE)}
+    loads = [probe for probe in read_probes(config.output / PROBES_FILE) if isinstance(probe, LoadProbe)]
+    loaded = {(probe.method, probe.gamma, probe.concurrency) for probe in loads}
+    with progress_bar("decoding with vLLM", len(plan)) as bar:
+        for kind, group in groupby(plan, key=lambda cell: (cell.method, cell.gamma)):
+            cells = list(group)
+            missing = [cell for cell in cells if cell.key not in done]
+            levels = [level for level in config.engine.concurrency if (*kind, level) not in loaded]
+            bar.advance(len(cells) - len(missing))
+            if not missing and not levels:
+                continue
+            with _server(suite, config, engine, kind) as server:
+                _warm_up(server, config, cells)
+                _generate_all(suite, config, missing, server, bar.advance)
+                _load_all(config, cells, levels, server)
+
+
+@contextmanager
+def _server(suite: Suite, config: BenchConfig, engine: Engine, kind: Kind) -> Iterator[Server]:
+    if engine.running:
+        yield engine.running[kind]
+        return
+    method, gamma = kind
+    arguments = list(engine.arguments)
+    if method != TARGET:
+        arguments += ["--speculative-config", json.dumps(_speculative(suite, config, method, gamma))]
+    with serving(engine.python, arguments, config.output / f"vllm_{method}_{gamma}.log") as server:
+        yield server
+
+
+def _speculative(suite: Suite, config: BenchConfig, method: str, gamma: int) -> dict[str, Any]:
+    kind = "lookup" if isinstance(suite.drafters[method], PromptLookup) else "model"
+    path = named_drafters(config).get(method, "")
+    return speculative_config(kind, gamma, resolve_model(path) if path else "")
+
+
+def _warm_up(server: Server, config: BenchConfig, cells: Sequence[Cell]) -> None:
+    """A short unrecorded completion at each temperature."""
+    for cell in {cell.temperature: cell for cell in cells}.values():
+        complete(server, dataclasses.replace(_request(config, cell), max_new_tokens=WARMUP_TOKENS))
+
+
+def _generate_all(
+    suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server, advance: Any
+) -> None:
+    counts = settled_counts(server)
+    with open(config.output / RECORDS_FILE, "a", encoding="utf-8") as file:
+        for cell in cells:
+            record, counts = _generate_one(suite, config, cell, server, counts)
+            file.write(record_line(record))
+            file.flush()
+            advance()
+
+
+def _generate_one(
+    suite: Suite, config: BenchConfig, cell: Cell, server: Server, before: DraftCounts | None
+) -> tuple[GenerationRecord, DraftCounts | None]:
+    """The record, and the counters after it. A server that is gone raises UserError."""
+    try:
+        answer = complete(server, _request(config, cell))
+    except RuntimeError as error:
+        connect(server.url)
+        return new_record(suite, config, cell, status="failed", error=str(error)[:500]), settled_counts(server)
+    after = settled_counts(server)
+    record = new_record(
+        suite,
+        config,
+        cell,
+        status="ok",
+        token_ids=answer.token_ids,
+        finish_reason=answer.finish_reason,
+        text=answer.text.strip(),
+        counts=difference(after, before) if after and before else None,
+        prefill_s=answer.first_s,
+        decode_s=answer.wall_s - answer.first_s,
+        wall_s=answer.wall_s,
+    )
+    return record, after
+
+
+def _load_all(config: BenchConfig, cells: Sequence[Cell], levels: Sequence[int], server: Server) -> None:
+    first = config.decoding.temperatures[0]
+    requests = [_request(config, cell) for cell in cells if cell.temperature == first and not cell.repeat]
+    for level in levels:
+        probe = measure_load(server, requests, level, method=cells[0].method, gamma=cells[0].gamma)
+        add_probes(config, [probe])
+
+
+def _request(config: BenchConfig, cell: Cell) -> Request:
+    return Request(
+        cell.prompt.input_ids,
+        config.decoding.max_new_tokens,
+        cell.temperature,
+        config.decoding.top_k,
+        config.decoding.top_p,
+        cell.seed,
+    )

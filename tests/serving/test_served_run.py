@@ -1,0 +1,158 @@
+"""A suite on (stand-ins of) vLLM servers: the same files, with what the counters give and None for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from specalign.benchmarks import served
+from specalign.benchmarks.cli import main, parse_run
+from specalign.benchmarks.served import run_served
+from specalign.benchmarks.verify import untrue_figures
+from specalign.errors import UserError
+from specalign.probes import read_run
+from specalign.results import BenchmarkResult, SummaryRow
+from tests.serving.fake_vllm import Fake
+
+Serve = Callable[[Fake], str]
+PythonOf = Callable[[str], str]
+
+
+def flags(suite_flags: list[str], output: Path, *more: str) -> list[str]:
+    return [*suite_flags, "--output", str(output / "run"), *more]
+
+
+def endpoints(serve: Serve, gamma: int = 3) -> list[str]:
+    return ["--endpoint", f"target={serve(Fake())}", f"small={serve(Fake(gamma=gamma))}"]
+
+
+def drafted(result: BenchmarkResult) -> SummaryRow:
+    (row,) = (row for row in result.rows if row.method == "small")
+    return row
+
+
+def test_our_own_servers_and_running_ones_give_the_same_figures(
+    suite_flags: list[str], serve: Serve, vllm_python: PythonOf, tmp_path: Path
+) -> None:
+    own = run_served(parse_run(flags(suite_flags, tmp_path / "a", "--engine-python", vllm_python("0.32.0"))))
+    running = run_served(parse_run(flags(suite_flags, tmp_path / "b", *endpoints(serve))))
+    for result in (own, running):
+        row = drafted(result)
+        assert (result.n_effective, result.n_failed) == (8, 0)
+        assert row.exact_match_target == 1
+        # 12 tokens: 1, then drafts that accept 2, 0, 1, 2, 0, 1 of 3 and emit one more
+        assert row.alpha_counted is not None
+        assert row.alpha_counted.value == pytest.approx(6 / (6 + 4 + 2))
+        assert row.tau is not None
+        assert row.tau.value == pytest.approx(2)
+        assert row.survival_by_position == pytest.approx([4 / 6, 2 / 6, 0])
+        assert result.provenance["packages"]["vllm"] == "0.32.0"
+
+
+def test_what_vllm_does_not_give_is_none_and_every_figure_follows_from_the_records(
+    suite_flags: list[str], serve: Serve, tmp_path: Path
+) -> None:
+    run_served(parse_run(flags(suite_flags, tmp_path, *endpoints(serve))))
+    run = read_run(tmp_path / "run")
+    row = drafted(run.result)
+    assert row.alpha_expected is row.c is row.verify_ratio is row.latency_p50_ms is None
+    assert row.time.draft_ms is row.time.verify_ms is None
+    assert untrue_figures(run) == []
+    assert all(record.steps is None for record in run.records)
+    checks = {check.name: check for check in run.result.checks}
+    assert checks["token accounting"].passed
+    assert checks["lossless"].passed
+
+
+def test_counters_that_others_moved_are_noticed(suite_flags: list[str], serve: Serve, tmp_path: Path) -> None:
+    config = parse_run(flags(suite_flags, tmp_path, *endpoints(serve)))
+    result = run_served(config)
+    run = read_run(tmp_path / "run")
+    first = next(record for record in run.records if record.counts)
+    assert first.counts is not None
+    moved = replace(first, counts=replace(first.counts, n_drafts=first.counts.n_drafts + 5))
+    from specalign.benchmarks.checks import trust_checks
+
+    checks = {check.name: check for check in trust_checks(result, [moved, *run.records], result.rows)}
+    assert checks["token accounting"].passed is False
+    assert "did others use the server?" in checks["token accounting"].detail
+
+
+def test_the_load_table_and_the_report(
+    suite_flags: list[str], serve: Serve, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["run", *flags(suite_flags, tmp_path, *endpoints(serve), "--concurrency", "1", "4")])
+    load = read_run(tmp_path / "run").result.load
+    assert [(row.method, row.concurrency, row.n_requests) for row in load] == [
+        ("target", 1, 4), ("target", 4, 8), ("small", 1, 4), ("small", 4, 8),
+    ]  # fmt: skip
+    first = load[2]
+    assert first.decode_speedup is not None
+    assert len(first.ttft_ms) == len(first.tpot_ms) == 3
+    report = (tmp_path / "run" / "report.md").read_text()
+    assert "## Under load" in report
+    assert "vLLM" in report
+
+
+def test_an_interrupted_run_goes_on(
+    suite_flags: list[str], serve: Serve, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_run(flags(suite_flags, tmp_path, *endpoints(serve)))
+    real, made = served.complete, []
+
+    def stopping(*arguments: object) -> object:
+        made.append(arguments)
+        if len(made) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(served, "complete", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        run_served(config)
+    assert read_run(tmp_path / "run").result.status == "interrupted"
+    monkeypatch.setattr(served, "complete", real)
+    assert run_served(config).n_effective == 8
+    assert len({record.order for record in read_run(tmp_path / "run").records}) == 8
+
+
+def test_a_refused_prompt_is_a_failed_record(suite_flags: list[str], serve: Serve, tmp_path: Path) -> None:
+    urls = [f"target={serve(Fake(refused=3 + 7))}", f"small={serve(Fake(gamma=3))}"]
+    result = run_served(parse_run(flags(suite_flags, tmp_path, "--endpoint", *urls)))
+    assert result.n_failed == 1
+    (failed,) = (record for record in read_run(tmp_path / "run").records if record.status == "failed")
+    assert "the prompt is refused" in failed.error
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--endpoint", "small={plain}"], "does not draft: it is not 'small'"),
+        (["--endpoint", "target={drafting}"], "drafts: it is not 'target'"),
+        (["--endpoint", "smal={drafting}"], "did you mean 'small'"),
+        (["--endpoint", "http://127.0.0.1:9"], "--endpoint takes NAME=URL"),
+        (["--endpoint", "target=http://127.0.0.1:9"], "no server answers"),
+        (["--decoding.rule", "block"], "vLLM has its own rule"),
+        (["--engine", "own", "--concurrency", "4"], "need --engine vllm"),
+        ([], "name vLLM's Python by --engine-python"),
+    ],
+)
+def test_mistakes_are_one_clear_line(
+    suite_flags: list[str], serve: Serve, tmp_path: Path, more: list[str], message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv(served.PYTHON_VARIABLE, raising=False)
+    urls = {"plain": serve(Fake()), "drafting": serve(Fake(gamma=3))}
+    with pytest.raises(UserError, match=message):
+        run_served(parse_run(flags(suite_flags, tmp_path, *(word.format(**urls) for word in more))))
+
+
+def test_a_server_that_does_not_start_says_why(
+    suite_flags: list[str], vllm_python: PythonOf, tmp_path: Path
+) -> None:
+    other = [word.replace("/small", "/missing") for word in suite_flags]
+    config = parse_run(flags(other, tmp_path, "--engine-python", vllm_python("0.32.0")))
+    with pytest.raises(UserError, match="vLLM did not start: OSError: missing is not a local folder"):
+        run_served(config)
