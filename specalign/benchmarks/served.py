@@ -170,6 +170,7 @@ def _opening(
         "dtype": str(resolve_dtype(config.target.dtype, device)),
         "checkpoints": checkpoints,
         "packages": {**provenance["packages"], "vllm": engine.version},
+        "engine_environment": {name: value for name, value in os.environ.items() if name.startswith("VLLM_")},
     }
     return BenchmarkResult(
         status="running",

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import requests
 
@@ -57,10 +58,17 @@ def serving(python: str, arguments: Sequence[str], log: Path) -> Iterator[Server
         process = subprocess.Popen(
             words, stdout=output, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
         )
+    before = signal.signal(signal.SIGTERM, _interrupt)
     try:
         yield _wait(process, f"http://127.0.0.1:{port}", log)
     finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
         _stop(process)
+
+
+def _interrupt(*_: object) -> NoReturn:
+    """A run that is told to end must not leave its server behind."""
+    raise KeyboardInterrupt
 
 
 def _environment() -> dict[str, str]:

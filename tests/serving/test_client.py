@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,7 +14,7 @@ from specalign.errors import UserError
 from specalign.results import DraftCounts
 from specalign.serving.client import Request, complete, connect, difference, read_counts, settled_counts
 from specalign.serving.load import measure_load
-from specalign.serving.server import require_vllm
+from specalign.serving.server import require_vllm, serving
 from tests.serving.fake_vllm import Fake, following
 
 Serve = Callable[[Fake], str]
@@ -71,3 +75,12 @@ def test_a_python_without_vllm_is_one_clear_line(vllm_python: Callable[[str], st
         require_vllm(vllm_python(""))
     with pytest.raises(UserError, match="cannot run '/no/python'"):
         require_vllm("/no/python")
+
+
+def test_a_run_that_is_told_to_end_leaves_no_server(vllm_python: Callable[[str], str], tmp_path: Path) -> None:
+    python = vllm_python("0.32.0")
+    with pytest.raises(KeyboardInterrupt), serving(python, [], tmp_path / "log") as server:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    with pytest.raises(UserError, match="no server answers"):
+        connect(server.url)
