@@ -78,9 +78,15 @@ def test_a_python_without_vllm_is_one_clear_line(vllm_python: Callable[[str], st
 
 
 def test_a_run_that_is_told_to_end_leaves_no_server(vllm_python: Callable[[str], str], tmp_path: Path) -> None:
-    python = vllm_python("0.32.0")
-    with pytest.raises(KeyboardInterrupt), serving(python, [], tmp_path / "log") as server:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(5)
+    urls = []
+
+    def told_to_end() -> None:
+        with serving(vllm_python("0.32.0"), [], tmp_path / "log") as server:
+            urls.append(server.url)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+
+    with pytest.raises(KeyboardInterrupt):
+        told_to_end()
     with pytest.raises(UserError, match="no server answers"):
-        connect(server.url)
+        connect(urls[0])
