@@ -25,6 +25,8 @@ class DeployConfig:
     """Drafter to serve with; empty: the run's fastest."""
     temperature: float = 0.0
     """Sampling temperature of the requests to come; the run must have measured it."""
+    concurrency: int = 0
+    """Requests at a time to come, one of the run's load test; 0: one, by the suite's own rows."""
 
 
 @dataclass(frozen=True)
@@ -94,11 +96,10 @@ def deploy_command(arguments: Sequence[str]) -> None:
     """``specalign-bench deploy RUN``."""
     (folder,), config = run_folders("deploy", arguments, DeployConfig(), most=1)
     from specalign.results import read_result
-    from specalign.serving.deploy import deploy_lines
+    from specalign.serving.deploy import Wish, deploy_lines
 
-    lines = deploy_lines(
-        read_result(folder), drafter=config.drafter, temperature=config.temperature, resolve=_servable
-    )
+    wish = Wish(config.drafter, config.temperature, config.concurrency)
+    lines = deploy_lines(read_result(folder), wish, resolve=_servable)
     print("\n".join(lines))
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from specalign.errors import UserError, unknown
-from specalign.results import BenchmarkResult, Interval, SummaryRow
+from specalign.results import BenchmarkResult, Interval
 
 LOOKUP_NGRAM = 3
 """Longest n-gram of vLLM's prompt lookup: that of ours (`specalign.decoding.PromptLookup`)."""
@@ -17,27 +18,45 @@ Resolve = Callable[[str], str]
 """A model's name here -> what vLLM loads: a hub id or a folder."""
 
 
-def deploy_lines(
-    result: BenchmarkResult, *, drafter: str = "", temperature: float = 0.0, resolve: Resolve = str
-) -> list[str]:
+@dataclass(frozen=True)
+class Choice:
+    """A drafter and draft length, and what was measured of them."""
+
+    method: str
+    gamma: int
+    speedup: Interval
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is to be served."""
+
+    drafter: str = ""
+    """Empty: the run's fastest."""
+    temperature: float = 0.0
+    concurrency: int = 0
+    """Requests at a time; 0: one, from the suite's own rows."""
+
+
+def deploy_lines(result: BenchmarkResult, wish: Wish, *, resolve: Resolve = str) -> list[str]:
     """Comments that say what was measured, and the command.
 
-    ``drafter``: empty for the fastest of the run. Where no row is faster than the plain target, the command serves
-    the target alone, and the best speculative one follows as a comment. Raises UserError where the run has no
-    row of this drafter or temperature.
+    Where nothing is faster than the plain target, the command serves the target alone, and the best speculative one
+    follows as a comment. Raises UserError where the run did not measure what is wished for.
     """
-    row = recommended(result, drafter, temperature)
-    speedup = row.speedup or Interval(0.0)
-    tried = sorted({other.gamma for other in _speculative(result) if other.method == row.method})
+    choices = measured(result, wish)
+    best = max(choices, key=lambda choice: choice.speedup.value)
+    tried = sorted({choice.gamma for choice in choices if choice.method == best.method})
+    load = f", {wish.concurrency} requests at a time" if wish.concurrency else ""
     lines = [
-        f"# {row.method}, temperature {temperature:g}: gamma {row.gamma} was the fastest of {_listed(tried)}, at "
-        f"{_shown(speedup)} the plain target's speed.",
-        *_cautions(result, row),
+        f"# {best.method}, temperature {wish.temperature:g}{load}: gamma {best.gamma} was the fastest of "
+        f"{_listed(tried)}, at {_shown(best.speedup)} the plain target's speed.",
+        *_cautions(result, best, wish),
     ]
     plain = serve_command(resolve(result.target.source), dtype=_dtype(result))
-    config = speculative_config(row.kind, row.gamma, resolve(_source(result, row.method)))
+    config = speculative_config(_kind(result, best.method), best.gamma, resolve(_source(result, best.method)))
     speculative = serve_command(resolve(result.target.source), dtype=_dtype(result), speculative=config)
-    if speedup.value > 1:
+    if best.speedup.value > 1:
         return [*lines, speculative]
     return [
         *lines,
@@ -48,19 +67,49 @@ def deploy_lines(
     ]
 
 
-def recommended(result: BenchmarkResult, drafter: str, temperature: float) -> SummaryRow:
-    """The row of the greatest measured speed-up over whole calls."""
-    rows = _speculative(result)
-    if not rows:
+def measured(result: BenchmarkResult, wish: Wish) -> list[Choice]:
+    """The run's speed-ups for a wish: of whole calls one at a time, or of throughput at a concurrency."""
+    choices = _under_load(result, wish) if wish.concurrency else _alone(result, wish)
+    if not choices:
         raise UserError("this run has no speculative row with a speed-up: nothing to deploy")
-    if drafter and drafter not in {row.method for row in rows}:
-        raise unknown("drafter", drafter, {row.method for row in rows})
-    rows = [row for row in rows if drafter in ("", row.method)]
-    same = [row for row in rows if row.temperature == temperature]
-    if not same:
-        measured = _listed(sorted({row.temperature for row in rows}))
-        raise UserError(f"nothing was measured at temperature {temperature:g} (measured: {measured})")
-    return max(same, key=lambda row: row.speedup.value if row.speedup else 0.0)
+    names = {choice.method for choice in choices}
+    if wish.drafter and wish.drafter not in names:
+        raise unknown("drafter", wish.drafter, names)
+    return [choice for choice in choices if wish.drafter in ("", choice.method)]
+
+
+def _alone(result: BenchmarkResult, wish: Wish) -> list[Choice]:
+    rows = [row for row in result.rows if row.kind != "target" and row.speedup is not None]
+    temperatures = sorted({row.temperature for row in rows})
+    if rows and wish.temperature not in temperatures:
+        raise UserError(
+            f"nothing was measured at temperature {wish.temperature:g} (measured: {_listed(temperatures)})"
+        )
+    return [
+        Choice(row.method, row.gamma, row.speedup)
+        for row in rows
+        if row.speedup is not None and row.temperature == wish.temperature
+    ]
+
+
+def _under_load(result: BenchmarkResult, wish: Wish) -> list[Choice]:
+    """Load is measured at the first of a run's temperatures."""
+    rows = [row for row in result.load if row.speedup is not None]
+    if not rows:
+        raise UserError("this run has no load test (specalign-bench run --engine vllm --concurrency ...)")
+    first = result.config.get("decoding", {}).get("temperatures", [0.0])[0]
+    if wish.temperature != first:
+        raise UserError(f"load was measured at temperature {first:g}, not {wish.temperature:g}")
+    levels = sorted({row.concurrency for row in rows})
+    if wish.concurrency not in levels:
+        raise UserError(
+            f"{wish.concurrency} requests at a time were not measured (measured: {_listed(levels)})"
+        )
+    return [
+        Choice(row.method, row.gamma, Interval(row.speedup))
+        for row in rows
+        if row.speedup is not None and row.concurrency == wish.concurrency
+    ]
 
 
 def speculative_config(kind: str, gamma: int, source: str) -> dict[str, Any]:
@@ -82,27 +131,29 @@ def serve_command(model: str, *, dtype: str, speculative: dict[str, Any] | None 
     return shlex.join(words + (["--speculative-config", json.dumps(speculative)] if speculative else []))
 
 
-def _speculative(result: BenchmarkResult) -> list[SummaryRow]:
-    return [row for row in result.rows if row.kind != "target" and row.speedup is not None]
-
-
-def _cautions(result: BenchmarkResult, row: SummaryRow) -> list[str]:
-    lines = [
-        "# Measured with one request at a time: with more at once the gain shrinks, and turns into a loss where "
-        "the target's calls are bound by computing."
-    ]
-    speedup = row.speedup
-    if speedup and speedup.low is not None and speedup.high is not None and speedup.low <= 1 <= speedup.high:
+def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:
+    lines = []
+    if not wish.concurrency:
+        lines.append(
+            "# Measured with one request at a time: with more at once the gain shrinks, and turns into a loss "
+            "where the target's calls are bound by computing."
+        )
+    low, high = choice.speedup.low, choice.speedup.high
+    if low is not None and high is not None and low <= 1 <= high:
         lines.append("# The run does not distinguish this from 1: measure more prompts before you rely on it.")
-    info = next((info for info in result.drafters if info.name == row.method), None)
+    info = next((info for info in result.drafters if info.name == choice.method), None)
     if info is not None and info.draft_vocabulary is not None:
         lines.append(
-            f"# Measured with a head trimmed to {info.draft_vocabulary} rows; vLLM drafts with the full head, "
-            "which takes longer and may propose tokens that the trimmed one lacks."
+            f"# Measured with a head trimmed to {info.draft_vocabulary} rows; vLLM drafts with the full head, which "
+            "takes longer: measure it there (run --engine vllm) before you rely on it."
         )
     if result.status != "complete":
         lines.append(f"# The run is {result.status}, not complete.")
     return lines
+
+
+def _kind(result: BenchmarkResult, method: str) -> str:
+    return next((row.kind for row in result.rows if row.method == method), "model")
 
 
 def _source(result: BenchmarkResult, method: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
-from specalign.results import BenchmarkResult, Interval, ModelInfo, SummaryRow, TimeSplit, write_result
-from specalign.serving.deploy import deploy_lines, recommended
+from specalign.results import BenchmarkResult, Interval, LoadRow, ModelInfo, SummaryRow, TimeSplit, write_result
+from specalign.serving.deploy import Wish, deploy_lines, measured
 
 
 def row(method: str, gamma: int, speedup: float | None, temperature: float = 0.0) -> SummaryRow:
@@ -42,7 +42,7 @@ def served(lines: list[str]) -> list[str]:
 
 
 def test_the_command_has_the_fastest_drafter_and_its_gamma() -> None:
-    words = served(deploy_lines(result(row("gkd", 2, 1.3), row("gkd", 4, 1.5), row("sft", 2, 1.4))))
+    words = served(deploy_lines(result(row("gkd", 2, 1.3), row("gkd", 4, 1.5), row("sft", 2, 1.4)), Wish()))
     assert words[:5] == ["vllm", "serve", "models/the target", "--dtype", "float32"]
     assert words[5] == "--speculative-config"
     assert json.loads(words[6]) == {
@@ -54,41 +54,59 @@ def test_the_command_has_the_fastest_drafter_and_its_gamma() -> None:
 
 
 def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:
-    lines = deploy_lines(result(row("gkd", 4, 1.5), row("sft", 2, 1.4)), drafter="sft")
+    lines = deploy_lines(result(row("gkd", 4, 1.5), row("sft", 2, 1.4)), Wish("sft"))
     assert json.loads(served(lines)[-1])["model"] == "runs/sft"
     assert any("trimmed to 8 rows" in line for line in lines)
 
 
 def test_prompt_lookup_is_vllms_ngram_method() -> None:
-    config = json.loads(served(deploy_lines(result(row("prompt_lookup", 3, 1.2))))[-1])
+    config = json.loads(served(deploy_lines(result(row("prompt_lookup", 3, 1.2)), Wish()))[-1])
     assert config["method"] == "ngram"
     assert config["num_speculative_tokens"] == 3
 
 
 def test_a_drafter_that_does_not_pay_is_not_served() -> None:
-    lines = deploy_lines(result(row("gkd", 2, 0.8), row("gkd", 4, 0.7)))
+    lines = deploy_lines(result(row("gkd", 2, 0.8), row("gkd", 4, 0.7)), Wish())
     assert served(lines) == ["vllm", "serve", "models/the target", "--dtype", "float32"]
     assert lines[-1].startswith("# vllm serve")
     assert '"num_speculative_tokens": 2' in lines[-1]
 
 
 def test_a_speed_up_that_may_be_none_is_said_to_be() -> None:
-    assert any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.05))))
-    assert not any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.5))))
+    assert any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.05)), Wish()))
+    assert not any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.5)), Wish()))
 
 
 def test_temperatures_are_chosen_apart() -> None:
     both = result(row("gkd", 4, 1.5), row("gkd", 2, 1.2, 1.0), row("gkd", 4, 1.1, 1.0))
-    assert recommended(both, "", 1.0).gamma == 2
+    assert '"num_speculative_tokens": 2' in deploy_lines(both, Wish(temperature=1.0))[-1]
     with pytest.raises(UserError, match=r"temperature 0\.5 \(measured: 0, 1\)"):
-        recommended(both, "", 0.5)
+        measured(both, Wish(temperature=0.5))
+
+
+def load(method: str, gamma: int, concurrency: int, speedup: float | None) -> LoadRow:
+    return LoadRow(method, gamma, concurrency, 4, 0, 20.0, [1.0] * 3, [1.0] * 3, [1.0] * 3, speedup)
+
+
+def test_under_load_the_load_test_decides() -> None:
+    rows = [load("target", 0, 8, None), load("gkd", 2, 8, 1.1), load("gkd", 4, 8, 0.9), load("gkd", 4, 1, 1.6)]
+    both = result(row("gkd", 2, 1.3), row("gkd", 4, 1.5), load=rows)
+    lines = deploy_lines(both, Wish(concurrency=8))
+    assert json.loads(served(lines)[-1])["num_speculative_tokens"] == 2
+    assert "8 requests at a time" in lines[0]
+    with pytest.raises(UserError, match=r"3 requests at a time were not measured \(measured: 1, 8\)"):
+        deploy_lines(both, Wish(concurrency=3))
+    with pytest.raises(UserError, match="load was measured at temperature 0, not 1"):
+        deploy_lines(both, Wish(temperature=1.0, concurrency=8))
+    with pytest.raises(UserError, match="no load test"):
+        deploy_lines(result(row("gkd", 2, 1.3)), Wish(concurrency=8))
 
 
 def test_what_was_not_measured_is_one_clear_line() -> None:
     with pytest.raises(UserError, match="did you mean 'gkd'"):
-        deploy_lines(result(row("gkd", 4, 1.5)), drafter="gdk")
+        deploy_lines(result(row("gkd", 4, 1.5)), Wish("gdk"))
     with pytest.raises(UserError, match="no speculative row"):
-        deploy_lines(result())
+        deploy_lines(result(), Wish())
 
 
 def test_the_command_line_prints_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
