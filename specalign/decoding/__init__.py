@@ -6,7 +6,8 @@ result.token_ids[0]
 """
 
 from specalign.decoding.drafters import Drafter, ModelDrafter, PromptLookup
-from specalign.decoding.generate import Generation, Step, generate
+from specalign.decoding.generate import generate, stream
+from specalign.decoding.records import Generation, Step
 from specalign.decoding.stepper import Shapes, Stepper, make_stepper
 from specalign.decoding.verification import RULES
 
@@ -21,4 +22,5 @@ __all__ = [
     "Stepper",
     "generate",
     "make_stepper",
+    "stream",
 ]

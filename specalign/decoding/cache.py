@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from specalign.decoding.transfer import to_device
+
 Place = slice | tuple[Tensor, Tensor]
 
 
@@ -37,7 +39,7 @@ class RowCache(Cache):
             self.place = slice(start, start + n_new)
             return torch.arange(start, start + n_new, device=device).expand(len(self.lengths), -1)
         rows = torch.arange(len(self.lengths), device=device).unsqueeze(1)
-        starts = torch.tensor(self.lengths, device=device).unsqueeze(1)
+        starts = to_device(self.lengths, device).unsqueeze(1)
         positions = starts + torch.arange(n_new, device=device)
         self.place = (rows, positions)
         return positions

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session, room
 from specalign.decoding.stepper import Stepper, make_stepper
+from specalign.decoding.transfer import to_device
 from specalign.models.properties import context_limit
 
 
@@ -135,7 +136,7 @@ class _ModelDrafting:
         cached = zip(sequences, self.session.lengths, strict=True)
         n = max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
         self.session.rollback([len(sequence) - n for sequence in sequences])
-        return torch.tensor([sequence[-n:] for sequence in sequences], device=self.session.model.device)
+        return to_device([sequence[-n:] for sequence in sequences], self.session.model.device)
 
     def _distribution(self, logits: Tensor) -> Tensor:
         """q over the target's ids: 0 where the drafter has no row."""
@@ -176,8 +177,7 @@ class _LookupDrafting:
         found = [lookup(text, self.max_ngram)[:limit] for text, limit in zip(texts, limits, strict=True)]
         width = max(map(len, found))
         padded = [[*row, *[0] * (width - len(row))] for row in found]
-        ids = torch.tensor(padded, dtype=torch.long, device=self.device)
-        return Draft(ids, [len(row) for row in found], None)
+        return Draft(to_device(padded, self.device), [len(row) for row in found], None)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""

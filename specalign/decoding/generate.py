@@ -6,51 +6,25 @@ docs/decoding.md.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypedDict, Unpack
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from specalign.decoding.clock import Clock, Mark
-from specalign.decoding.drafters import Draft, Drafter, Drafting, Undrafted
-from specalign.decoding.sampling import Sampling, probabilities, sample
+from specalign.decoding.clock import Clock
+from specalign.decoding.drafters import Drafter, Drafting, Undrafted
+from specalign.decoding.judge import Judge
+from specalign.decoding.records import Generation, Row, StepMarks, emit, merged, timed
+from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, decoder_sequences, room
 from specalign.decoding.stepper import Stepper, make_stepper
-from specalign.decoding.verification import RULES, Rule, greedy
+from specalign.decoding.transfer import to_device
+from specalign.decoding.verification import RULES
 from specalign.errors import unknown
 from specalign.models.properties import eos_ids
-
-
-@dataclass(frozen=True)
-class Step:
-    """One target call of one row; counts as in ``specalign.results.StepTrace``, times those of the batch."""
-
-    n_drafted: int
-    n_examined: int
-    n_accepted: int
-    n_emitted: int
-    overlap: tuple[float, ...]
-    """sum_v min(p, q) at each examined position."""
-    draft_s: float
-    verify_s: float
-    rest_s: float
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What :func:`generate` returns; lists have one entry a row."""
-
-    token_ids: list[list[int]]
-    """New tokens, a final end-of-sequence token included."""
-    finish_reason: list[str]
-    """``eos`` or ``length``."""
-    steps: list[list[Step]]
-    prefill_s: float
-    decode_s: float
-    wall_s: float
 
 
 @dataclass(frozen=True)
@@ -58,33 +32,24 @@ class _Settings:
     """What was asked for."""
 
     gamma: int
-    sampling: Sampling
-    rule: Rule
+    judge: Judge
     max_new_tokens: int
     eos: frozenset[int]
+
+
+class Options(TypedDict, total=False):
+    """The keyword arguments of :func:`generate`."""
+
+    gamma: int
+    temperature: float
+    top_k: int
+    top_p: float
+    max_new_tokens: int
+    rule: str
+    eos: Sequence[int] | None
     generator: torch.Generator | None
-
-
-@dataclass
-class _Row:
-    """One row while it is being decoded."""
-
-    sequence: list[int]
-    """What the decoder has read, and the last token, which it has not."""
-    n_left: int
-    """Tokens that may still be emitted."""
-    new: list[int] = field(default_factory=list)
-    finish: str = ""
-    steps: list[_StepMarks] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class _StepMarks:
-    """A step whose times are not read yet."""
-
-    counts: tuple[int, int, int, int]
-    overlap: tuple[float, ...]
-    marks: tuple[Mark, Mark, Mark, Mark]
+    head_ids: Tensor | None
+    margins: bool
 
 
 @torch.inference_mode()
@@ -102,6 +67,7 @@ def generate(
     eos: Sequence[int] | None = None,
     generator: torch.Generator | None = None,
     head_ids: Tensor | None = None,
+    margins: bool = False,
 ) -> Generation:
     """Decode up to ``max_new_tokens`` after each prompt, speculatively with ``drafter``, plainly with None.
 
@@ -111,32 +77,104 @@ def generate(
     ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
     own); a :class:`Stepper` has its head already, and may run packed or compiled. Decoding ends early where the
     target's context is full. ``generator`` lives on the target's device.
+    ``margins`` records how clear each of the target's choices was.
 
-    Raises ValueError for an empty prompt, a prompt that fills the context, or numbers out of range; UserError
-    for an unknown rule.
+    Raises ValueError for an empty prompt, a prompt that fills the context, ``head_ids`` together with a drafter,
+    or numbers out of range; UserError for an unknown rule.
     """
-    prompts = _as_rows(input_ids)
+    options = Options(
+        gamma=gamma,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        max_new_tokens=max_new_tokens,
+        rule=rule,
+        eos=eos,
+        generator=generator,
+        head_ids=head_ids,
+        margins=margins,
+    )
+    stepper = _ready(target, head_ids)
+    settings = _settings(stepper, drafter, options)
+    parts = []
+    for prompts in _batches(stepper, _as_rows(input_ids)):
+        request = _begin(stepper, drafter, prompts, settings)
+        for _ in _steps(request):
+            pass
+        parts.append(_finished(request))
+    return merged(parts)
+
+
+@torch.inference_mode()
+def stream(
+    target: PreTrainedModel | Stepper,
+    drafter: Drafter | None,
+    input_ids: Sequence[int] | Sequence[Sequence[int]],
+    **options: Unpack[Options],
+) -> Iterator[list[list[int]]]:
+    """:func:`generate`, step by step: yields the new ids of each row, none for a row that is finished.
+
+    The lists add up to ``generate(...).token_ids``. Rows of an encoder-decoder model come one after the other.
+    """
+    stepper = _ready(target, options.get("head_ids"))
+    settings = _settings(stepper, drafter, options)
+    rows = _as_rows(input_ids)
+    first = 0
+    for prompts in _batches(stepper, rows):
+        request = _begin(stepper, drafter, prompts, settings)
+        shown = [0] * len(prompts)
+        for _ in _steps(request):
+            fresh: list[list[int]] = [[] for _ in rows]
+            for place, row in enumerate(request.rows):
+                fresh[first + place], shown[place] = row.new[shown[place] :], len(row.new)
+            yield fresh
+        first += len(prompts)
+
+
+def _ready(target: PreTrainedModel | Stepper, head_ids: Tensor | None) -> Stepper:
+    """What steps the target."""
+    return target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
+
+
+def _settings(target: Stepper, drafter: Drafter | None, options: Options) -> _Settings:
+    """What was asked for, checked."""
+    gamma, n, rule = options.get("gamma", 4), options.get("max_new_tokens", 128), options.get("rule", "token")
     if rule not in RULES:
         raise unknown("verification rule", rule, RULES)
-    if gamma < 0 or max_new_tokens < 1:
-        raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
-    stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
-    model = stepper.model
-    settings = _Settings(
+    if gamma < 0 or n < 1:
+        raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {n}")
+    eos = options.get("eos")
+    if drafter and target.head.ids is not None:
+        raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")
+    sampling = Sampling(options.get("temperature", 0.0), options.get("top_k", 0), options.get("top_p", 1.0))
+    return _Settings(
         gamma if drafter else 0,
-        Sampling(temperature, top_k, top_p),
-        RULES[rule],
-        max_new_tokens,
-        frozenset(eos_ids(model) if eos is None else eos),
-        generator,
+        Judge(sampling, RULES[rule], options.get("generator"), options.get("margins", False)),
+        n,
+        frozenset(eos_ids(target.model) if eos is None else eos),
     )
-    batches = [[prompt] for prompt in prompts] if model.config.is_encoder_decoder else [prompts]
-    return _merged([_generate_batch(stepper, drafter, batch, settings) for batch in batches])
 
 
-def _generate_batch(
-    target: Stepper, drafter: Drafter | None, prompts: list[list[int]], settings: _Settings
-) -> Generation:
+def _batches(target: Stepper, prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts that are decoded together: all, or for an encoder-decoder model each alone."""
+    return [[prompt] for prompt in prompts] if target.model.config.is_encoder_decoder else [prompts]
+
+
+@dataclass
+class _Request:
+    """A batch that is being decoded."""
+
+    session: Session
+    drafting: Drafting
+    rows: list[Row]
+    settings: _Settings
+    clock: Clock
+    begin: float
+    prefilled: float
+
+
+def _begin(target: Stepper, drafter: Drafter | None, prompts: list[list[int]], settings: _Settings) -> _Request:
+    """Prefill target and drafter."""
     clock = Clock(target.device)
     begin = clock.settle()
     rows = _new_rows(target.model, prompts, settings.max_new_tokens)
@@ -144,132 +182,70 @@ def _generate_batch(
     session = Session.start(target, prompts, n_new)
     drafting: Drafting = Undrafted(target.device)
     if drafter:
-        drafting = drafter.start(prompts, n_new, settings.sampling, session)
-    prefilled = clock.settle()
+        drafting = drafter.start(prompts, n_new, settings.judge.sampling, session)
+    return _Request(session, drafting, rows, settings, clock, begin, prefilled=clock.settle())
 
-    active = rows
+
+def _steps(request: _Request) -> Iterator[None]:
+    """Decode, and pause after each step. Finished rows leave the batch once they are half of it."""
+    active = request.rows
     while unfinished := [row for row in active if not row.finish]:
         if 2 * len(unfinished) <= len(active):
             places = [place for place, row in enumerate(active) if not row.finish]
-            session.keep(places)
-            drafting.keep(places)
+            request.session.keep(places)
+            request.drafting.keep(places)
             active = unfinished
-        _step(session, drafting, active, settings, clock)
+        _step(request, active)
+        yield
+
+
+def _finished(request: _Request) -> Generation:
+    """The record; only now are the device's times read."""
+    clock, rows = request.clock, request.rows
     end = clock.settle()
     return Generation(
         [row.new for row in rows],
         [row.finish for row in rows],
-        [[_timed(clock, step) for step in row.steps] for row in rows],
-        prefill_s=prefilled - begin,
-        decode_s=end - prefilled,
-        wall_s=end - begin,
+        [[timed(clock, step) for step in row.steps] for row in rows],
+        prefill_s=request.prefilled - request.begin,
+        decode_s=end - request.prefilled,
+        wall_s=end - request.begin,
     )
 
 
-def _step(session: Session, drafting: Drafting, rows: list[_Row], settings: _Settings, clock: Clock) -> None:
+def _step(request: _Request, rows: list[Row]) -> None:
     """Algorithm 1 of Leviathan et al.: draft gamma tokens from q, score them with p at once, keep a prefix."""
+    session, settings, clock = request.session, request.settings, request.clock
     started = clock.mark()
     sequences = [row.sequence for row in rows]
+    last = to_device([sequence[-1:] for sequence in sequences], session.model.device)
     limits = [0 if row.finish else min(settings.gamma, row.n_left - 1) for row in rows]
-    draft = drafting.draft(sequences, limits, settings.generator)  # x_1, ..., x_gamma ~ q
+    draft = request.drafting.draft(sequences, limits, settings.judge.generator)  # x_1, ..., x_gamma ~ q
     drafted = clock.mark()
 
-    last = torch.tensor([sequence[-1:] for sequence in sequences], device=session.model.device)
     logits = session.extend(torch.cat([last, draft.ids], 1))  # p_1, ..., p_gamma+1 in one call
     verified = clock.mark()
 
-    taken = []
-    for row, outcome in zip(rows, _verify(logits, draft, session, settings), strict=True):
-        if not row.finish:
-            taken.append((row, _emit(row, outcome, settings.eos), outcome.overlap))
+    outcomes = settings.judge(logits, draft, session.head.ids)
+    taken = [
+        (row, outcome, emit(row, outcome, settings.eos))
+        for row, outcome in zip(rows, outcomes, strict=True)
+        if not row.finish
+    ]
     session.rollback([len(row.sequence) - 1 for row in rows])
-    end = clock.mark()
-    for row, counts, overlap in taken:
-        row.steps.append(_StepMarks(counts, tuple(overlap[: counts[1]]), (started, drafted, verified, end)))
+    marks = started, drafted, verified, clock.mark()
+    for row, outcome, counts in taken:
+        overlap, margins = tuple(outcome.overlap[: counts[1]]), tuple(outcome.margins[: counts[3]])
+        row.steps.append(StepMarks(counts, overlap, margins, marks))
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    """What the rule decided for one row."""
-
-    drafted: list[int]
-    n_accepted: int
-    next_token: int
-    overlap: list[float]
-
-
-def _verify(logits: Tensor, draft: Draft, session: Session, settings: _Settings) -> list[_Outcome]:
-    """Apply the rule to every row; the one place of a step that waits for the device."""
-    sampling, generator = settings.sampling, settings.generator
-    if draft.ids.shape[1] == 0:
-        chosen = (
-            logits[:, 0].argmax(-1)
-            if sampling.greedy
-            else sample(probabilities(logits[:, 0], sampling), generator)
-        )
-        return [_Outcome([], 0, token, []) for token in _vocabulary_ids(session, chosen).tolist()]
-    decided: list[Tensor] = []
-    overlaps = []
-    best = logits.argmax(-1) if sampling.greedy else None
-    for row, count in enumerate(draft.counts):
-        ids = draft.ids[row, :count]
-        if best is not None:
-            decided += greedy(best[row, : count + 1], ids)
-            overlaps.append((best[row, :count] == ids).float())
-            continue
-        p = probabilities(logits[row, : count + 1], sampling)
-        q = functional.one_hot(ids, p.shape[-1]).to(p.dtype) if draft.q is None else draft.q[row, :count]
-        decided += settings.rule(p, q, ids, generator)
-        overlaps.append(torch.minimum(p[:count], q).sum(-1))
-    values = torch.stack(decided).view(-1, 2).tolist()
-    shared, drafted = torch.cat(overlaps).tolist(), draft.ids.tolist()
-    outcomes = []
-    for row, count in enumerate(draft.counts):
-        n_accepted, next_token = values[row]
-        outcomes.append(_Outcome(drafted[row][:count], n_accepted, next_token, shared[:count]))
-        shared = shared[count:]
-    return outcomes
-
-
-def _emit(row: _Row, outcome: _Outcome, eos: frozenset[int]) -> tuple[int, int, int, int]:
-    """Append the accepted tokens and the target's own; stop at the end of the sequence. Returns the counts."""
-    tokens = [*outcome.drafted[: outcome.n_accepted], outcome.next_token]
-    end = next((place for place, token in enumerate(tokens) if token in eos), None)
-    if end is not None:
-        tokens, row.finish = tokens[: end + 1], "eos"
-    row.sequence += tokens
-    row.new += tokens
-    row.n_left -= len(tokens)
-    if not row.finish and row.n_left == 0:
-        row.finish = "length"
-    n_drafted = len(outcome.drafted)
-    n_examined = min(outcome.n_accepted + 1, n_drafted, len(tokens))
-    return n_drafted, n_examined, min(outcome.n_accepted, len(tokens)), len(tokens)
-
-
-def _timed(clock: Clock, step: _StepMarks) -> Step:
-    started, drafted, verified, end = step.marks
-    return Step(
-        *step.counts,
-        step.overlap,
-        draft_s=clock.seconds(started, drafted),
-        verify_s=clock.seconds(drafted, verified),
-        rest_s=clock.seconds(verified, end),
-    )
-
-
-def _vocabulary_ids(session: Session, rows: Tensor) -> Tensor:
-    """Ids of the chosen rows of the target's head."""
-    return rows if session.head.ids is None else session.head.ids[rows]
-
-
-def _new_rows(target: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> list[_Row]:
+def _new_rows(target: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> list[Row]:
     sequences = decoder_sequences(target, prompts)
     available = room(target, sequences)
     if available is not None and available < 1:
         raise ValueError(f"a prompt of {max(map(len, prompts))} tokens fills the target's context")
     n_left = max_new_tokens if available is None else min(max_new_tokens, available)
-    return [_Row(sequence, n_left) for sequence in sequences]
+    return [Row(sequence, n_left) for sequence in sequences]
 
 
 def _as_rows(input_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
@@ -278,15 +254,3 @@ def _as_rows(input_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[in
     if not batch or not all(batch):
         raise ValueError("every prompt needs at least one token")
     return batch  # type: ignore[return-value]
-
-
-def _merged(parts: list[Generation]) -> Generation:
-    """Generations made one after the other, as one batch."""
-    return Generation(
-        [row for part in parts for row in part.token_ids],
-        [row for part in parts for row in part.finish_reason],
-        [row for part in parts for row in part.steps],
-        prefill_s=sum(part.prefill_s for part in parts),
-        decode_s=sum(part.decode_s for part in parts),
-        wall_s=sum(part.wall_s for part in parts),
-    )

@@ -22,6 +22,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specalign.decoding.cache import RowCache
+from specalign.decoding.transfer import to_device
 from specalign.models.heads import Head, head_of, pack_head
 from specalign.models.masks import attention_masks
 from specalign.models.packing import pack_linears
@@ -112,9 +113,7 @@ class CompiledStep:
         size = next(size for size in self.graphs if size >= n)
         padded = functional.pad(ids, (0, size - n, 0, self.shapes.n_rows - n_rows))
         starts = [*lengths, *[0] * (self.shapes.n_rows - len(lengths))]
-        positions = torch.tensor(starts, device=self.device).unsqueeze(1) + torch.arange(
-            size, device=self.device
-        )
+        positions = to_device(starts, self.device).unsqueeze(1) + torch.arange(size, device=self.device)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         logits = self.graphs[size](padded, positions, *self._buffers())

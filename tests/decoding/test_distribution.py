@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding import RULES, Drafter, ModelDrafter, PromptLookup, generate
 from specalign.decoding.sampling import Sampling, probabilities, sample
-from specalign.decoding.verification import Verdict, block, lenience, token
+from specalign.decoding.verification import Verdict, block, lenience, pick, token
 
 Build = Callable[..., PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -104,30 +104,36 @@ def test_output_follows_the_target(
     assert chi_square(drawn(target, make(drafter), sampling, gamma), joint) > 1e-3
 
 
-def no_residual(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+def no_residual(
+    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None, *, counts: Tensor
+) -> Verdict:
     """Wrong: the token after a rejection comes from p, not from the residual."""
-    accepted, _ = token(p, q, drafted, generator)
-    return accepted, sample(p[accepted], generator)
+    accepted, _ = token(p, q, drafted, generator, counts=counts)
+    return accepted, sample(pick(p, accepted), generator)
 
 
-def always_accept(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+def always_accept(
+    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None, *, counts: Tensor
+) -> Verdict:
     """Wrong: every draft stays."""
-    return torch.tensor(len(drafted)), sample(p[-1], generator)
+    return counts, sample(pick(p, counts), generator)
 
 
-def shifted(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
+def shifted(
+    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None, *, counts: Tensor
+) -> Verdict:
     """Wrong: each draft is judged by the target's distribution one position later."""
-    accepted, _ = token(torch.cat([p[1:], p[-1:]]), q, drafted, generator)
-    return accepted, sample(p[accepted], generator)
+    accepted, _ = token(torch.cat([p[:, 1:], p[:, -1:]], 1), q, drafted, generator, counts=counts)
+    return accepted, sample(pick(p, accepted), generator)
 
 
 def filtered_residual(
-    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None
+    p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None, *, counts: Tensor
 ) -> Verdict:
     """Wrong: the residual loses its tail once more."""
-    accepted, own = token(p, q, drafted, generator)
-    residual = (p[accepted] - torch.cat([q, torch.zeros_like(p[:1])])[accepted]).clamp(min=0)
-    return accepted, residual.argmax() if accepted < len(drafted) else own
+    accepted, own = token(p, q, drafted, generator, counts=counts)
+    residual = (pick(p, accepted) - pick(torch.cat([q, q[:, :1]], 1), accepted)).clamp(min=0)
+    return accepted, torch.where(accepted < counts, residual.argmax(-1), own)
 
 
 @pytest.mark.parametrize("wrong", [no_residual, always_accept, shifted, filtered_residual])
@@ -148,8 +154,15 @@ def test_a_drafter_that_filters_less_than_the_target_is_caught(
 ) -> None:
     """Wrong: drafts come from the filtered q, but are judged by the unfiltered one."""
 
-    def unfiltered(p: Tensor, q: Tensor, drafted: Tensor, generator: torch.Generator | None = None) -> Verdict:
-        return token(p, q.sqrt() / q.sqrt().sum(-1, keepdim=True), drafted, generator)
+    def unfiltered(
+        p: Tensor,
+        q: Tensor,
+        drafted: Tensor,
+        generator: torch.Generator | None = None,
+        *,
+        counts: Tensor | None = None,
+    ) -> Verdict:
+        return token(p, q.sqrt() / q.sqrt().sum(-1, keepdim=True), drafted, generator, counts=counts)
 
     monkeypatch.setitem(RULES, "token", unfiltered)
     counts = drawn(target, ModelDrafter(drafter), FILTERED, 2)
