@@ -32,6 +32,7 @@ Measure drafters by speculative decoding, next to the plain target in the same r
 commands:
   run --suite FILE --drafter NAME=PATH ...   decode, write records.jsonl, result.json and the report
   check --suite FILE ...                     look at models, data and memory without loading a weight
+  selftest --device cuda                     prove the engine on this machine: parity, losslessness, timing
   report RUN                                 rebuild report.md and the plots of a run from its files
   compare RUN RUN ...                        put the rows of several runs side by side
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
@@ -55,6 +56,16 @@ class CompareConfig:
     """Folder of the comparison: comparison.md and plots."""
     force: bool = False
     """Compare runs of different prompts, dtypes or metric versions all the same, and say so."""
+
+
+@dataclass(frozen=True)
+class SelftestConfig:
+    """Prove the engine on this machine with tiny models, within two minutes; exit code 1 if anything fails."""
+
+    device: str = "auto"
+    """auto (CUDA where there is one), cpu, cuda or cuda:N."""
+    compiled: bool = True
+    """Compile a tiny model as well (half a minute or more on a CPU)."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,28 @@ def _check(arguments: Sequence[str]) -> None:
     report(f"{PROGRAM}: before the run", findings(config, data=True))
 
 
+def _selftest(arguments: Sequence[str]) -> None:
+    config = parse_flags(
+        SelftestConfig,
+        arguments,
+        default=SelftestConfig(),
+        program=f"{PROGRAM} selftest",
+        description=SelftestConfig.__doc__ or "",
+    )
+    from rich.console import Console
+
+    from specalign.benchmarks.selftest import results_table, selftest
+    from specalign.models.load import resolve_device
+
+    device = resolve_device(config.device)
+    if device.type == "mps":
+        raise UserError("the selftest compares in float64, which MPS has not; use --device cpu")
+    outcomes = selftest(device, compiled=config.compiled)
+    Console().print(results_table(outcomes, device))
+    if any(outcome.passed is False for outcome in outcomes):
+        sys.exit(1)
+
+
 def _report(arguments: Sequence[str]) -> None:
     (folder,), _ = run_folders("report", arguments, ReportConfig(), most=1)
     _show(folder)
@@ -179,6 +212,7 @@ def _keys_of(suite: str | None) -> set[str]:
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "run": _run,
     "check": _check,
+    "selftest": _selftest,
     "report": _report,
     "compare": _compare,
     "explain": explain_command,
