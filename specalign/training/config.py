@@ -32,7 +32,11 @@ class TeacherConfig:
     quantization: Literal["none", "4bit", "8bit"] = "none"
     """bitsandbytes: 4bit (NF4, also on CPU) or 8bit."""
     reuse_states: bool = False
-    """Keep its hidden states of fixed responses in memory (d numbers a token) for later epochs and methods."""
+    """Keep its hidden states of fixed responses (d numbers a token) for later epochs and methods."""
+    reuse_gib: float = 2.0
+    """GiB of these states that are kept at most; the rest is computed each time."""
+    reuse_on_disk: bool = False
+    """Keep them in the cache folder, for later commands too, not in main memory."""
     trust_remote_code: bool = False
     """Run the model repository's own code."""
     __pydantic_config__ = STRICT
@@ -315,6 +319,7 @@ def check(config: TrainConfig) -> None:
     """Raise UserError for values that no type refuses."""
     rollout, optimiser, data = config.rollout, config.optimiser, config.data
     positive = {
+        "teacher.reuse_gib": config.teacher.reuse_gib,
         "data.max_prompt_tokens": data.max_prompt_tokens,
         "data.max_response_tokens": data.max_response_tokens,
         "data.n_validation": data.n_validation,

@@ -33,6 +33,7 @@ from specalign.training.checkpoints import (
 from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.materials import Materials, data_facts
+from specalign.training.memory import memory_advice
 from specalign.training.optimiser import adamw, clip_gradients, rate
 from specalign.training.reuse import TeacherStates, teacher_states
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
@@ -235,15 +236,18 @@ def step(run: Run) -> StepReport:
     n_prompts = config.batch * config.accumulation * world
     prompts = next_prompts(run.prompts, position.n_prompts, n_prompts, run.config.seed)
     begun = time.monotonic()
-    rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
+    with memory_advice(run.config, "rollout"):
+        rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
     rolled_out = time.monotonic()
-    loss, n_tokens, scored = accumulate(run, rows)
+    with memory_advice(run.config, "update"):
+        loss, n_tokens, scored = accumulate(run, rows)
     distributed.sum_gradients(run.parameters)
     (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
     norm = float(clip_gradients(run.parameters, config.max_grad_norm))
     if not math.isfinite(loss) or not math.isfinite(norm):
         raise UserError(_explain_non_finite(run, loss, norm, rows))
-    run.optimiser.step()
+    with memory_advice(run.config, "update"):  # its state is allocated in the first step
+        run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
     position.step += 1
     position.n_prompts += n_prompts
@@ -293,8 +297,8 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[L
     (n_tokens,) = distributed.total([float(sum(mask.sum() for mask in masks))], device)
     loss_sum, scored = 0.0, []
     for group, layout, mask in zip(groups, layouts, masks, strict=True):
+        known = teacher_states_of(run, group, layout)
         with autocast(run):
-            known = teacher_states_of(run, group, layout)
             chunk_tokens = run.config.objective.chunk_tokens
             losses = per_token_loss(run.pair, layout, run.objective, known, chunk_tokens=chunk_tokens)
         loss = reduce_tokens(losses, mask, n_tokens=n_tokens)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -78,8 +79,22 @@ class Materials:
     def teacher_states(self) -> TeacherStates:
         """The teacher's states along fixed responses, filled as they are met."""
         if self._teacher_states is None:
-            self._teacher_states = TeacherStates(self.teacher)
+            capacity = int(self.config.teacher.reuse_gib * 2**30)
+            folder = self._states_folder() if self.config.teacher.reuse_on_disk else None
+            self._teacher_states = TeacherStates(self.teacher, capacity, folder)
         return self._teacher_states
+
+    def _states_folder(self) -> Path:
+        facts = {
+            "teacher": teacher_identity(self.config.teacher.model, self.teacher),
+            "dtype": str(self.teacher.dtype),
+            "quantization": self.config.teacher.quantization,
+            "attention": self.teacher.config._attn_implementation,
+            "device": self.device.type,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        }
+        return cache_dir() / "states" / responses_key(facts)
 
     def responses(self, split: Split) -> dict[str, Tokens]:
         """The teacher's response to each prompt of a split, from the cache where it is there."""

@@ -1,4 +1,4 @@
-"""The teacher's hidden states along fixed responses, computed once for all epochs, methods and seeds of a command.
+"""The teacher's hidden states along fixed responses, computed once for all epochs, methods and seeds.
 
 Scoring is most of a step's cost, and of a fixed response it never changes. What is kept is the state that the
 head is applied to: d numbers a token, exact, where whole distributions would be V numbers and top-k ones biased.
@@ -6,26 +6,40 @@ head is applied to: d numbers a token, exact, where whole distributions would be
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specalign.results import atomic_path
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import states
 
 
 class TeacherStates:
-    """Scores rows with a frozen teacher, those of fixed responses at most once.
+    """Scores rows with a frozen teacher, those of fixed responses at most once while ``capacity`` lasts.
 
     Such a row is scored on its own, so that its states do not depend on which batch asks for them first: a run
-    that goes on from a checkpoint repeats an uninterrupted one bit by bit.
+    that goes on from a checkpoint repeats an uninterrupted one bit by bit, whatever was kept.
+
+    States are kept in main memory, or with ``folder`` as one file a row below it, for later commands too.
+    ``folder`` must be named after everything that determines the states but the row. Where ``capacity`` bytes
+    are kept (an earlier command's files included), further rows are computed each time and none is dropped:
+    epochs go round, so dropping the least recently used one would drop each just before it is needed.
     """
 
-    def __init__(self, teacher: PreTrainedModel) -> None:
+    def __init__(self, teacher: PreTrainedModel, capacity: int, folder: Path | None = None) -> None:
         self.teacher = teacher
+        self.capacity = capacity
+        self.folder = folder
         self.kept: dict[Row, Tensor] = {}
+        files = [] if folder is None else folder.glob("*.safetensors")
+        self.n_bytes = sum(file.stat().st_size for file in files)
 
     @torch.no_grad()
     def of(self, rows: Sequence[Row], *, packed: bool) -> Tensor:
@@ -35,9 +49,26 @@ class TeacherStates:
         return torch.cat([self._fixed(row) if is_fixed(row) else next(computed) for row in rows])
 
     def _fixed(self, row: Row) -> Tensor:
-        if row not in self.kept:
-            (self.kept[row],) = self._score([row], packed=True)
-        return self.kept[row]
+        found = self._find(row)
+        if found is None:
+            (found,) = self._score([row], packed=True)
+            self._keep(row, found)
+        return found.to(self.teacher.device)
+
+    def _find(self, row: Row) -> Tensor | None:
+        if self.folder is None:
+            return self.kept.get(row)
+        return _read(_file(self.folder, row), row.n_tokens)
+
+    def _keep(self, row: Row, found: Tensor) -> None:
+        if self.n_bytes + found.nbytes > self.capacity:
+            return
+        self.n_bytes += found.nbytes
+        if self.folder is None:
+            self.kept[row] = found.cpu()
+            return
+        with atomic_path(_file(self.folder, row)) as partial:
+            save_file({"states": found.contiguous()}, partial)
 
     def _score(self, rows: Sequence[Row], packed: bool) -> tuple[Tensor, ...]:
         layout = lay_out(rows, packed=packed, device=self.teacher.device)
@@ -57,3 +88,17 @@ def teacher_states(
         return kept.of(rows, packed=packed)
     with torch.no_grad():
         return states(teacher, layout)
+
+
+def _file(folder: Path, row: Row) -> Path:
+    text = repr((row.trunk, row.n_prompt, row.encoder))
+    return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
+
+
+def _read(path: Path, n_tokens: int) -> Tensor | None:
+    """None where there is none, or a damaged one: it is then made again."""
+    try:
+        found = load_file(path)["states"]
+    except (FileNotFoundError, SafetensorError):
+        return None
+    return found if len(found) == n_tokens else None

@@ -19,6 +19,7 @@ from specalign.training.session import train_all
 
 Tiny = Callable[..., TrainConfig]
 FIXED = [Row((5, 6, 7, 20, 21), 3), Row((8, 9, 10, 11, 12, 13), 2), Row((30, 31, 32), 2)]
+ROOM = 2**20
 ROLLED = [Row((3, 4, 5, 6), 2, (Branch(2, (13, 14)), Branch(3, (15,))), (), True)]
 
 
@@ -27,7 +28,7 @@ def test_states_are_those_of_the_layout(tiny: Tiny, packed: bool) -> None:
     teacher = load_materials(tiny()).teacher.double()
     rows = [FIXED[0], *ROLLED, *FIXED[1:]]
     expected = states(teacher, lay_out(rows, packed=packed))
-    kept = TeacherStates(teacher)
+    kept = TeacherStates(teacher, ROOM)
     for _ in range(2):
         torch.testing.assert_close(kept.of(rows, packed=packed), expected, rtol=1e-10, atol=1e-10)
     assert set(kept.kept) == set(FIXED)  # rollouts are never met again
@@ -36,7 +37,7 @@ def test_states_are_those_of_the_layout(tiny: Tiny, packed: bool) -> None:
 def test_a_fixed_response_is_scored_once_and_alike_in_every_batch(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = TeacherStates(load_materials(tiny()).teacher)
+    kept = TeacherStates(load_materials(tiny()).teacher, ROOM)
     first = kept.of(FIXED, packed=True)
     monkeypatch.setattr(kept.teacher, "get_decoder", lambda: pytest.fail("the teacher ran again"))
     assert torch.equal(kept.of(FIXED[::-1], packed=True), torch.cat(first.split([2, 4, 1])[::-1]))
@@ -70,4 +71,49 @@ def test_an_interrupted_run_with_kept_states_repeats_the_uninterrupted_one(tiny:
     loop.save_checkpoint(parts.output, run.pair.student, run.optimiser, run.generator, run.position, keep=1)
     train_all([parts])
     ours, theirs = (load_file(config.output / "model.safetensors") for config in (parts, whole))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_states_on_disk_serve_a_later_command_bit_by_bit(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = load_materials(tiny()).teacher
+    first = TeacherStates(teacher, ROOM, tmp_path / "states").of(FIXED, packed=True)
+    files = sorted((tmp_path / "states").iterdir())
+    assert len(files) == len(FIXED)
+    assert not TeacherStates(teacher, ROOM, tmp_path / "states").kept  # main memory is not used
+    files[0].write_bytes(files[0].read_bytes()[:-1])  # damaged: computed again
+    assert torch.equal(TeacherStates(teacher, ROOM, tmp_path / "states").of(FIXED, packed=True), first)
+    monkeypatch.setattr(teacher, "get_decoder", lambda: pytest.fail("the teacher ran again"))
+    assert torch.equal(TeacherStates(teacher, ROOM, tmp_path / "states").of(FIXED, packed=True), first)
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_losses_do_not_depend_on_what_is_kept(tiny: Tiny, tmp_path: Path, on_disk: bool) -> None:
+    teacher = load_materials(tiny()).teacher
+    folder = tmp_path / "states" if on_disk else None
+    n_bytes = 16 * 4 * (FIXED[0].n_tokens + FIXED[1].n_tokens)
+    everything, nothing = TeacherStates(teacher, ROOM, folder), TeacherStates(teacher, 0)
+    bounded = TeacherStates(teacher, n_bytes)
+    for _ in range(2):
+        expected = nothing.of(FIXED, packed=True)
+        assert torch.equal(everything.of(FIXED, packed=True), expected)
+        assert torch.equal(bounded.of(FIXED, packed=True), expected)
+    assert not nothing.kept
+    assert set(bounded.kept) == set(FIXED[:2])
+    assert bounded.n_bytes == n_bytes
+
+
+def test_a_second_command_trains_the_same_student_without_the_teacher(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {
+        "teacher": {"reuse_states": True, "reuse_on_disk": True},
+        "objective": {"weights": {"jsd": 1.0}},
+    }
+    cold, warm = (tiny("seqkd", output=tmp_path / name, budget={"steps": 8}, **changes) for name in ("a", "b"))
+    train_all([cold])
+    monkeypatch.setattr(TeacherStates, "_score", lambda *_: pytest.fail("the teacher ran again"))
+    train_all([warm])
+    ours, theirs = (load_file(config.output / "model.safetensors") for config in (cold, warm))
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
