@@ -17,7 +17,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -159,7 +159,7 @@ def test_chunked_against_whole_logits(benchmark: Any, inputs: Inputs, name: str)
     assert benchmark.extra_info["time_ratio"] <= TIME_BAR
 
 
-def in_turns(benchmark: Any, forms: list[Callable[[], Tensor]], inputs: Inputs) -> list[Measured]:
+def in_turns(benchmark: Any, forms: Sequence[Callable[[], Tensor]], inputs: Inputs) -> list[Measured]:
     """Run the ``forms`` one after the other, ROUNDS times: of each the first run, with its median time.
 
     The benchmark's own clock shows the first run of the first form.

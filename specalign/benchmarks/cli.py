@@ -33,8 +33,10 @@ commands:
   run --suite FILE --drafter NAME=PATH ...   decode, write records.jsonl, result.json and the report
   check --suite FILE ...                     look at models, data and memory without loading a weight
   selftest --device cuda                     prove the engine on this machine: parity, losslessness, timing
-  report RUN                                 rebuild report.md and the plots of a run from its files
+  report RUN                                 rebuild report.md, report.html and the plots of a run
   compare RUN RUN ...                        put the rows of several runs side by side
+  export RUN --parquet                       write the records as a table, a row a generation
+  index                                      write reports/README.md, the index of the published runs
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
   deploy RUN                                 print the vllm serve command with the gamma that a run recommends
   plan --target-ms ... --alpha ...           predict speed-ups from times measured elsewhere
@@ -70,7 +72,25 @@ class SelftestConfig:
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """Rebuild report.md and the plots of a run from result.json and records.jsonl."""
+    """Rebuild report.md, report.html and the plots of a run from result.json and records.jsonl."""
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Write the records of a run as a table, a row a generation; steps become columns of lists (JSON in CSV)."""
+
+    parquet: bool = False
+    """Write records.parquet into the run folder."""
+    csv: bool = False
+    """Write records.csv into the run folder."""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """Write the index of the published runs of a folder into its README.md."""
+
+    folder: Path = Path("reports")
+    """Folder that holds the runs."""
 
 
 def entry() -> None:
@@ -171,6 +191,33 @@ def _compare(arguments: Sequence[str]) -> None:
     print(compare_runs(folders, config.output, force=config.force))
 
 
+def _export(arguments: Sequence[str]) -> None:
+    (folder,), config = run_folders("export", arguments, ExportConfig(), most=1)
+    if not (config.parquet or config.csv):
+        raise UserError("export needs --parquet or --csv")
+    from specalign.reports.export import write_csv, write_parquet
+
+    if config.parquet:
+        print(write_parquet(folder))
+    if config.csv:
+        print(write_csv(folder))
+
+
+def _index(arguments: Sequence[str]) -> None:
+    config = parse_flags(
+        IndexConfig,
+        arguments,
+        default=IndexConfig(),
+        program=f"{PROGRAM} index",
+        description=IndexConfig.__doc__ or "",
+    )
+    if not config.folder.is_dir():
+        raise UserError(f"no such folder: {config.folder}")
+    from specalign.reports.index import write_index
+
+    print(write_index(config.folder))
+
+
 def _show(folder: Path) -> None:
     """Build the report, print the table, and say where the report is."""
     from rich.console import Console
@@ -215,6 +262,8 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "selftest": _selftest,
     "report": _report,
     "compare": _compare,
+    "export": _export,
+    "index": _index,
     "explain": explain_command,
     "deploy": deploy_command,
     "plan": plan_command,

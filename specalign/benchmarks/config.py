@@ -110,7 +110,7 @@ class BenchConfig:
     suite: Path | None = None
     """TOML file with any of these fields; flags win over it."""
     output: Path = Path("reports/run")
-    """Folder of the run: records.jsonl, result.json, report.md and plots."""
+    """Folder of the run: records.jsonl, result.json, report.md, report.html and plots."""
     overwrite: bool = False
     """Replace what another run left in the output folder."""
     drafter: tuple[str, ...] = ()

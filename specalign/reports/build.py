@@ -7,36 +7,43 @@ from pathlib import Path
 
 from specalign.errors import UserError
 from specalign.probes import require_untouched
-from specalign.reports.markdown import report_lines
-from specalign.reports.plots import PLOTS
+from specalign.reports.content import Picture
+from specalign.reports.gallery import figures
+from specalign.reports.markdown import markdown
+from specalign.reports.page import html_page
+from specalign.reports.sections import document
+from specalign.reports.speeds import read_speeds
 from specalign.reports.style import save
 from specalign.reports.tables import comparison, escape
 from specalign.results import BenchmarkResult, SummaryRow, read_result, write_text
 
 REPORT_FILE = "report.md"
+PAGE_FILE = "report.html"
 
 
-def build_report(run: Path) -> Path:
-    """Write report.md and the plots of a run folder; the same files give the same bytes.
+def build_report(run: Path, result: BenchmarkResult | None = None) -> Path:
+    """Write report.md, report.html and the plots of a run folder; the same files give the same bytes.
 
-    Raises UserError where records.jsonl is not the one that result.json was computed from.
+    ``result`` stands in for result.json where a crash left that without rows. Raises UserError where records.jsonl
+    is not the one that result.json was computed from.
     """
-    result = read_result(run)
+    result = result or read_result(run)
     require_untouched(run, result)
-    pictures = []
-    for name, (plot, caption) in PLOTS.items():
-        figure = plot(result.rows)
-        if figure is not None:
-            save(figure, run / name)
-            pictures.append((name, caption))
-    write_text(run / REPORT_FILE, "\n".join(report_lines(result, pictures)) + "\n")
+    speeds = read_speeds(run)
+    pictures, drawings = [], {}
+    for name, figure, caption in figures(result.rows, speeds):
+        drawings[name] = save(figure, run / name)
+        pictures.append(Picture(name, caption))
+    report = document(result, speeds, pictures)
+    write_text(run / PAGE_FILE, html_page(report, drawings))
+    write_text(run / REPORT_FILE, markdown(report))
     return run / REPORT_FILE
 
 
 def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> Path:
     """Write comparison.md: the rows of several runs, a table a temperature.
 
-    Raises UserError where they are not comparable (metric definitions, data, dtype or lengths differ), unless
+    Raises UserError where they are not comparable (metric definitions, data, prompts, dtype or lengths differ), unless
     ``force`` is set: the differences are then named in the comparison.
     """
     results = [read_result(run) for run in runs]
@@ -70,6 +77,7 @@ def _differences(results: Sequence[BenchmarkResult]) -> list[str]:
         "metric definitions": lambda result: result.metrics_version,
         "dtype": lambda result: result.provenance.get("dtype"),
         "data": lambda result: result.config.get("data"),
+        "prompts (SHA-256)": lambda result: result.provenance.get("prompts_sha256"),
         "decoding.max_new_tokens": lambda result: result.config.get("decoding", {}).get("max_new_tokens"),
     }.items():
         values = [get(result) for result in results]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from specalign.results import atomic_path
+from specalign.results import atomic_path, write_text
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe & Ito's palette."""
 MARKERS = "osD^vPX*"
+HOVER = "hover: "
 SETTINGS: Any = {
     "font.size": 10,
     "axes.titlesize": 10,
@@ -37,10 +40,18 @@ def new_figure(width: float, height: float, n_panels: int = 1) -> tuple[Figure, 
     return figure, list(panels[0])
 
 
-def save(figure: Figure, path: Path) -> None:
-    """Write ``path``.png and ``path``.svg; the same data give the same bytes."""
+def hover(text: str) -> dict[str, Any]:
+    """Keywords of an artist whose ``text`` shows when a pointer rests on it in the SVG."""
+    return {"gid": f"{HOVER}{text}"}
+
+
+def save(figure: Figure, path: Path) -> str:
+    """Write ``path``.png and ``path``.svg, the same bytes for the same data; returns the SVG's text."""
     with mpl.rc_context(SETTINGS):
         with atomic_path(path.with_suffix(".png")) as partial:
             figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
-        with atomic_path(path.with_suffix(".svg")) as partial:
-            figure.savefig(partial, format="svg", metadata={"Date": None})
+        drawn = io.StringIO()
+        figure.savefig(drawn, format="svg", metadata={"Date": None})
+    text = re.sub(rf'<g id="{HOVER}([^"]*)">', r"<g><title>\1</title>", drawn.getvalue())
+    write_text(path.with_suffix(".svg"), text)
+    return text

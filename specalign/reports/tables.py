@@ -63,7 +63,7 @@ TERMINAL = ("method", "γ", "speed-up", "α counted", "break-even α", "τ", "c"
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     """A GitHub table; whatever the cells hold, they stay cells."""
     return [
-        _line(header),
+        _line([escape(cell) for cell in header]),
         _line(["---"] * len(header)),
         *(_line([escape(cell) for cell in line]) for line in lines),
     ]
@@ -75,13 +75,16 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]|#$~])", r"\\\1", flat)
 
 
-def comparison(rows: Sequence[SummaryRow]) -> list[str]:
-    """The table of one temperature, in markdown; columns that no row fills are left out."""
+def table_cells(rows: Sequence[SummaryRow]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of one temperature; columns that no row fills are left out."""
     cells = [[show(row) for _, show in COLUMNS] for row in rows]
     kept = [index for index in range(len(COLUMNS)) if any(line[index] != NONE for line in cells)]
-    return markdown_table(
-        [COLUMNS[index][0] for index in kept], [[line[index] for index in kept] for line in cells]
-    )
+    return [COLUMNS[index][0] for index in kept], [[line[index] for index in kept] for line in cells]
+
+
+def comparison(rows: Sequence[SummaryRow]) -> list[str]:
+    """The table of one temperature, in markdown."""
+    return markdown_table(*table_cells(rows))
 
 
 def result_table(result: BenchmarkResult) -> Table:

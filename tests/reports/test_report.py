@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from specalign.reports import build_report, compare_runs, result_table
 from specalign.reports.tables import escape
 from specalign.results import RECORDS_FILE, Check, ModelInfo, SummaryRow, read_result
 
+ROOT = Path(__file__).parents[2]
 HOSTILE = "a|b\n# c `d` <script>alert(1)</script> &lt;i&gt; ![x](y) **z** $k$ ~~s~~"
 
 
@@ -28,7 +31,24 @@ def test_rebuilding_gives_the_same_bytes(make_run: Callable[..., Path]) -> None:
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     build_report(run)
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
-    assert {"report.md", "speedup.png", "speedup.svg", "acceptance.png", "time.png"} <= set(before)
+    assert {"report.md", "report.html", "speedup.png", "speedup.svg", "acceptance.png", "time.png"} <= set(
+        before
+    )
+
+
+def test_the_published_report_rebuilds_from_its_records(tmp_path: Path) -> None:
+    published = ROOT / "reports" / "2026-11-24_demo_cpu-2core"
+    for path in published.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    build_report(tmp_path)
+    for name in ("report.md", "report.html"):
+        assert (tmp_path / name).read_bytes() == (published / name).read_bytes(), name
+
+
+def test_the_first_ten_lines_hold_answer_interval_hardware_and_trust(make_run: Callable[..., Path]) -> None:
+    top = "\n".join(build_report(make_run()).read_text(encoding="utf-8").splitlines()[:10])
+    for promise in ("γ = 3", "x \\[", "AMD EPYC", "1 of 1 checks passed", "minimum detectable difference"):
+        assert promise in top
 
 
 def test_says_plainly_that_nothing_is_faster(make_run: Callable[..., Path]) -> None:
@@ -43,7 +63,7 @@ def test_recommends_the_fastest_row_whose_interval_lies_above_one(make_run: Call
     top = build_report(make_run("fast", rows=fast)).read_text(encoding="utf-8").splitlines()[2]
     best = next(row for row in fast if row.method == "gkd" and row.temperature == 0)
     assert best.speedup is not None
-    assert "use **gkd** with γ = 3" in top
+    assert "use gkd with γ = 3" in top
     assert f"{best.speedup.value:.2f}x" in top
 
 
@@ -77,6 +97,30 @@ def test_escape_leaves_no_markup(text: str) -> None:
     assert not re.search(r"(?<!\\)[|`*<>]|&(?!amp;|lt;|gt;)", escape(text))
 
 
+def test_no_string_becomes_an_element_of_the_page(make_run: Callable[..., Path]) -> None:
+    """Of the hostile page and the plain one a parser sees the same elements and attributes."""
+    rows = read_result(make_run()).rows
+    pages: list[set[tuple[str, tuple[str, ...]]]] = []
+    for name in ("gkd", HOSTILE + "\"' onload=alert(1) </svg></style></title>"):
+        named = [replace(row, method=name) if row.method == "gkd" else row for row in rows]
+        run = make_run(
+            f"page{len(pages)}", rows=named, suite=name, checks=[Check(name, True, name)], command=[name]
+        )
+        build_report(run)
+        pages.append(_elements((run / "report.html").read_text(encoding="utf-8")))
+    assert pages[0] == pages[1]
+
+
+def test_the_page_asks_for_no_other_file(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    build_report(run)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r"""(?:src|href)="(?!#)[^"]*""", page)
+    assert "url(http" not in page
+    assert "default-src 'none'" in page
+    assert "<title>gkd γ=3" in page  # what a pointer shows
+
+
 def test_changed_records_are_refused(make_run: Callable[..., Path]) -> None:
     run = make_run()
     with (run / RECORDS_FILE).open("a", encoding="utf-8") as file:
@@ -89,7 +133,7 @@ def test_changed_records_are_refused(make_run: Callable[..., Path]) -> None:
 def test_an_unfinished_run_says_what_is_missing(make_run: Callable[..., Path], status: str) -> None:
     run = make_run(status=status, rows=[], checks=[], n_effective=5)
     text = build_report(run).read_text(encoding="utf-8")
-    assert f"the run is {status}: 5 of 64 generations are there" in text.splitlines()[3]
+    assert f"the run is {status}: 5 of 64 generations are there" in text.splitlines()[2]
     assert "There are no rows" in text
     assert "![" not in text
 
@@ -118,6 +162,15 @@ def test_comparing_refuses_another_dtype_and_force_marks_it(
     assert "> Not like for like: dtype: float32 against bfloat16" in text
 
 
+def test_comparing_refuses_other_prompts_of_the_same_name(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    provenance = read_result(make_run()).provenance
+    runs = [make_run(name, provenance={**provenance, "prompts_sha256": name}) for name in ("one", "two")]
+    with pytest.raises(UserError, match=r"prompts .*one against two"):
+        compare_runs(runs, tmp_path / "out")
+
+
 def _scaled(row: SummaryRow, factor: float) -> SummaryRow:
     assert row.speedup is not None
     value = row.speedup.value * factor
@@ -129,3 +182,19 @@ def _empty(row: SummaryRow) -> SummaryRow:
     return replace(
         row, n_effective=0, n_failed=row.n_requested, acceptance_by_position=[None] * row.gamma, **nothing
     )
+
+
+class _Parser(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[str, tuple[str, ...]]] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.add((tag, tuple(name for name, _ in attrs)))
+
+
+def _elements(page: str) -> set[tuple[str, tuple[str, ...]]]:
+    """Every kind of element with the names of its attributes."""
+    parser = _Parser()
+    parser.feed(page)
+    return parser.seen - {("td", ("class", "title"))}

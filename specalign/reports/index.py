@@ -1,0 +1,66 @@
+"""reports/README.md: an index of the published runs, with thumbnails, made from their result files."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from specalign.reports.recommendation import choices, processor
+from specalign.reports.tables import escape, interval, markdown_table
+from specalign.results import RESULT_FILE, BenchmarkResult, read_result, write_text
+
+INDEX_FILE = "README.md"
+PUBLISHED = re.compile(r"\d{4}-\d{2}-\d{2}_\w[\w.-]*")
+"""Folder names of published runs: <date>_<suite>_<hardware>."""
+INTRODUCTION = """\
+# Published runs
+
+Each folder is one run, named `<date>_<suite>_<hardware>`: `report.md` and `report.html` (the same, one file that opens
+from disk; start there), plots, `result.json` with every figure, and `records.jsonl` with every step of every
+generation. Your own runs land here too; git ignores them. `specalign-bench index` writes this page.
+"""
+COMMANDS = """\
+`specalign-bench report FOLDER` rebuilds a report from its files, `specalign-bench explain FOLDER` says why each drafter
+is as fast as it is, and `specalign-bench compare FOLDER FOLDER` puts runs side by side."""
+
+
+def index_text(folder: Path) -> str:
+    """The index of the published runs in a folder, the newest first."""
+    runs = [
+        path for path in folder.iterdir() if PUBLISHED.fullmatch(path.name) and (path / RESULT_FILE).is_file()
+    ]
+    lines = [_line(run) for run in sorted(runs, reverse=True)]
+    header = ["run", "fastest drafter, wall-clock speed-up over the plain target", "machine", ""]
+    table = markdown_table(header, [])
+    return "\n".join([INTRODUCTION, *table, *lines, "", COMMANDS]) + "\n"
+
+
+def write_index(folder: Path) -> Path:
+    """Write the index into the folder."""
+    write_text(folder / INDEX_FILE, index_text(folder))
+    return folder / INDEX_FILE
+
+
+def _line(run: Path) -> str:
+    result = read_result(run)
+    picture = (
+        f'<img src="{run.name}/speedup.png" width="240" alt="speed-up">'
+        if (run / "speedup.png").is_file()
+        else ""
+    )
+    cells = [
+        f"[{run.name}]({run.name}/report.md)",
+        escape(_fastest(result)),
+        escape(processor(result)),
+        picture,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _fastest(result: BenchmarkResult) -> str:
+    found = [
+        f"temperature {choice.temperature:g}: {choice.row.method} with γ = {choice.row.gamma}, "
+        f"{interval(choice.speedup, unit='x')}"
+        for choice in choices(result.rows)
+    ]
+    return "; ".join(found) or "no finished rows"

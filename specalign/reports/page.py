@@ -1,0 +1,63 @@
+"""report.html: a document as one file that loads nothing, and whose security policy lets nothing be loaded."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Mapping
+from importlib.resources import files
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from specalign.reports.content import Block, Document
+
+MEANINGS = {
+    "γ": "draft length in tokens",
+    "speed-up": "plain target's wall seconds per token over the row's, paired by prompt [95 % interval]",
+    "α expected": "mean over examined draft positions of the sum of min(p, q)",
+    "α counted": "accepted over examined drafts",
+    "break-even α": "the acceptance rate at which decoding would be as fast as the plain target here",
+    "τ": "tokens per target call, the target's own token included",
+    "c": "one drafting call over one plain target call",
+    "decode speed-up": "the speed-up over decode seconds alone, without prefill",
+    "predicted": "decode speed-up that the cost model gives from step times and acceptance",
+    "tokens/s": "tokens over whole-call seconds",
+}
+"""Column -> what a pointer over its head shows."""
+
+
+def html_page(document: Document, drawings: Mapping[str, str]) -> str:
+    """The page; ``drawings`` are SVG files' texts by picture name. Every other string is escaped."""
+    environment = Environment(
+        loader=PackageLoader("specalign.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    script = _resource("sort.js")
+    return environment.get_template("report.html.j2").render(
+        document=document,
+        drawings={name: Markup(inline_svg(text, name)) for name, text in drawings.items()},
+        meanings=MEANINGS,
+        tagged=_tagged,
+        style=Markup(_resource("style.css")),
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
+    )
+
+
+def inline_svg(text: str, name: str) -> str:
+    """An SVG file of ours as an element of a page: no prolog, no metadata, ids of its own."""
+    element = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    element = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", element)
+    return element.replace("<svg ", '<svg role="img" ', 1)
+
+
+def _tagged(block: Block) -> dict[str, object]:
+    return {"kind": type(block).__name__, "value": block}
+
+
+def _resource(name: str) -> str:
+    return (files("specalign.reports") / "templates" / name).read_text(encoding="utf-8")

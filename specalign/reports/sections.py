@@ -1,0 +1,239 @@
+"""The sections of a report: functions from the result to blocks of text, tables and pictures."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from specalign.reports.content import Block, Code, Document, Paragraph, Picture, Section, Table
+from specalign.reports.recommendation import processor, recommendation, setting
+from specalign.reports.served import engine, load
+from specalign.reports.speeds import Speeds, group_of
+from specalign.reports.tables import interval, number, table_cells
+from specalign.results import BenchmarkResult, SummaryRow
+
+SYMBOLS = """\
+Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, on whole calls
+(prefill included), paired by prompt, with a 95 % BCa bootstrap interval over prompts; "decode speed-up" is the same on
+decode seconds alone, and "predicted" is what the cost model gives for it from the measured step times and acceptance.
+γ: draft length. α expected: mean over examined draft positions of Σ min(p, q). α counted: accepted / examined drafts.
+Break-even α: the acceptance rate at which decoding would be as fast as the plain target on this machine. τ: tokens per
+target call. c: one drafting call over one plain target call. ROUGE is F1 x 100."""
+MIN_PROMPTS = 2
+"""Prompts that a category needs to get a line of its own."""
+MAX_CATEGORIES = 20
+
+
+def document(result: BenchmarkResult, speeds: Speeds, pictures: Sequence[Picture]) -> Document:
+    """The whole report."""
+    opening: list[Block] = [*_warnings(result, speeds), *recommendation(result, speeds), *setting(result)]
+    sections = [
+        _comparison(result),
+        engine(result),
+        load(result),
+        _pictures(pictures),
+        _categories(result, speeds),
+        _negative(result),
+        _missing(result, speeds),
+        _verdict(result),
+        _setting(result),
+        _drafters(result),
+        _reproduce(result),
+    ]
+    return Document(
+        f"Speculative decoding: {result.suite}",
+        opening,
+        [section for section in sections if section is not None],
+    )
+
+
+def _warnings(result: BenchmarkResult, speeds: Speeds) -> list[Block]:
+    """What is wrong with the run, first of all."""
+    problems = [f"{check.name}: {check.detail}" for check in result.checks if check.passed is False]
+    if speeds.unreadable:
+        problems.insert(0, f"{speeds.unreadable}; what follows it is missing")
+    if result.status != "complete":
+        made = result.n_effective + result.n_failed
+        problems.insert(0, f"the run is {result.status}: {made} of {result.n_requested} generations are there")
+    return [Paragraph("; ".join(problems), "Read this first.", warning=True)] if problems else []
+
+
+def _comparison(result: BenchmarkResult) -> Section:
+    if not result.rows:
+        return Section("Comparison", [Paragraph("There are no rows: the run did not finish.")])
+    parts = []
+    for temperature in _temperatures(result):
+        rows = [row for row in result.rows if row.temperature == temperature]
+        rows.sort(key=_fastest_first)
+        parts.append(Section(f"Temperature {temperature:g}", [Table(*table_cells(rows))]))
+    return Section(
+        "Comparison", [Paragraph("Sorted by measured speed-up. " + " ".join(SYMBOLS.split()))], parts
+    )
+
+
+def _fastest_first(row: SummaryRow) -> float:
+    if row.kind == "target":
+        return -1.0
+    return -row.speedup.value if row.speedup else 0.0
+
+
+def _pictures(pictures: Sequence[Picture]) -> Section | None:
+    return Section("Pictures", pictures) if pictures else None
+
+
+def _categories(result: BenchmarkResult, speeds: Speeds) -> Section | None:
+    """Speed-up of each method by the prompts' category, where a category has prompts enough."""
+    sizes = Counter(speeds.categories.values())
+    names = [name for name, n in sorted(sizes.items()) if n >= MIN_PROMPTS]
+    shown = sorted(names, key=lambda name: -sizes[name])[:MAX_CATEGORIES]
+    if len(sizes) < 2:
+        return None
+    if len(shown) < 2:
+        text = (
+            f"The {len(speeds.categories)} prompts fall into {len(sizes)} categories, too few each to compare."
+        )
+        return Section("By task category", [Paragraph(text)])
+    left_out = sum(n for name, n in sizes.items() if name not in shown)
+    note = f" {left_out} prompts of other categories are left out." if left_out else ""
+    blocks = [Paragraph(f"Wall-clock speed-up with its 95 % interval over the category's prompts.{note}")]
+    parts = [_category_table(result, speeds, shown, temperature) for temperature in _temperatures(result)]
+    return Section("By task category", blocks, parts)
+
+
+def _category_table(
+    result: BenchmarkResult, speeds: Speeds, names: Sequence[str], temperature: float
+) -> Section:
+    rows = [row for row in result.rows if row.temperature == temperature]
+    plain = next((group_of(row) for row in rows if row.kind == "target"), ("", temperature, 0))
+    drafters = [row for row in sorted(rows, key=_fastest_first) if row.kind != "target"]
+    lines = []
+    for name in names:
+        cells = [name, str(sum(category == name for category in speeds.categories.values()))]
+        for row in drafters:
+            shared = speeds.shared(group_of(row), plain)
+            own = [prompt for prompt in shared if speeds.categories[prompt] == name]
+            cells.append(interval(speeds.speedup(group_of(row), plain, own), unit="x"))
+        lines.append(cells)
+    header = ["category", "prompts", *(f"{row.method} γ={row.gamma}" for row in drafters)]
+    return Section(f"Categories at temperature {temperature:g}", [Table(header, lines)])
+
+
+def _negative(result: BenchmarkResult) -> Section | None:
+    """What did not pay, as plainly as what did."""
+    lines = []
+    for row in sorted(result.rows, key=lambda row: (row.temperature, _fastest_first(row))):
+        if row.speedup is None or (row.speedup.low is not None and row.speedup.low > 1):
+            continue
+        slower = row.speedup.high is not None and row.speedup.high < 1
+        verdict = "slower than the plain target" if slower else "not distinguishable from the plain target"
+        reached = number(row.alpha_counted.value if row.alpha_counted else None)
+        needed = "never" if row.c is not None and row.break_even_alpha is None else number(row.break_even_alpha)
+        lines.append(
+            [
+                row.method,
+                f"{row.temperature:g}",
+                str(row.gamma),
+                interval(row.speedup, unit="x"),
+                verdict,
+                reached,
+                needed,
+            ]
+        )
+    if not lines:
+        return None
+    header = ["method", "temperature", "γ", "speed-up", "result", "α reached", "α needed"]
+    return Section("What did not pay", [Table(header, lines)])
+
+
+def _missing(result: BenchmarkResult, speeds: Speeds) -> Section | None:
+    """Failed generations by method, and rows without a figure."""
+    lines = [
+        [method, f"{temperature:g}", str(gamma), f"{len(reasons)} failed", reasons[0]]
+        for (method, temperature, gamma), reasons in sorted(speeds.failures.items())
+    ]
+    lines += [
+        [
+            row.method,
+            f"{row.temperature:g}",
+            str(row.gamma),
+            "no speed-up",
+            "no prompt was decoded by both it and the target",
+        ]
+        for row in result.rows
+        if row.kind != "target" and row.speedup is None
+    ]
+    header = ["method", "temperature", "γ", "what", "why (first)"]
+    return Section("What is missing", [Table(header, lines)]) if lines else None
+
+
+def _verdict(result: BenchmarkResult) -> Section | None:
+    words = {True: "passed", False: "FAILED", None: "not judged"}
+    lines = [[check.name, words[check.passed], check.detail] for check in result.checks]
+    title = "Can the numbers be trusted?"
+    return Section(title, [Table(["check", "result", "figures"], lines)]) if lines else None
+
+
+def _setting(result: BenchmarkResult) -> Section:
+    hardware, packages = result.provenance.get("hardware", {}), result.provenance.get("packages", {})
+    decoding, data = result.config.get("decoding", {}), result.config.get("data", {})
+    target = f"{result.target.source}, {_size(result.target.n_parameters)}, {result.provenance.get('dtype')}"
+    n_prompts = result.provenance.get("n_prompts")
+    facts = [
+        ["hardware", f"{processor(result)} ({hardware.get('platform')})"],
+        ["target", f"{target}, reads {result.target.bytes_per_step / 1e6:.0f} MB a step"],
+        ["data", f"{data.get('source')}, {data.get('split')} split, {n_prompts} prompts"],
+        ["prompts cut to fit", f"{result.provenance.get('n_truncated_prompts')}"],
+        ["new tokens", f"at most {decoding.get('max_new_tokens')} a generation"],
+        ["generations", f"{result.n_requested} requested, {result.n_effective} made, {result.n_failed} failed"],
+        ["software", ", ".join(f"{name} {version}" for name, version in packages.items())],
+        ["started", str(result.provenance.get("created"))],
+    ]
+    how = (
+        "All methods decode the same prompts in one process and one seeded random order, after a warm-up; the clock "
+        "stops before and after each call; every record is on disk before the next begins."
+    )
+    return Section("How it was measured", [Paragraph(how), Table(["what", "value"], facts)])
+
+
+def _drafters(result: BenchmarkResult) -> Section | None:
+    sizes = ["parameters", "layers", "head rows", "weights read a step"]
+    header = ["drafter", "trained by", *sizes, "steps", "tokens", "s"]
+    lines = [
+        [
+            info.name,
+            info.method or "not ours",
+            _size(info.n_parameters),
+            str(info.n_layers),
+            str(info.draft_vocabulary or "all"),
+            f"{info.bytes_per_step / 1e6:.0f} MB",
+            str(info.training.get("steps", "–")),
+            str(info.training.get("trained_tokens", "–")),
+            number(info.training.get("wall_s"), 0),
+        ]
+        for info in result.drafters
+    ]
+    return Section("Drafters", [Table(header, lines)]) if lines else None
+
+
+def _reproduce(result: BenchmarkResult) -> Section:
+    git = result.provenance.get("git", {})
+    commit = f" at commit {git['commit']}" if git else ""
+    version = result.provenance.get("specalign")
+    source = f"specalign {version}{commit}, metric definitions version {result.metrics_version}:"
+    output = result.config.get("output", "RUN")
+    commands = [*([f"git checkout {git['commit']}"] if git else []), shlex.join(result.command)]
+    commands.append(f"specalign-bench report {shlex.quote(Path(str(output)).as_posix())}")
+    files = (
+        "records.jsonl holds every generation with its counts and times a step; result.json the figures above."
+    )
+    return Section("How to reproduce it", [Paragraph(source), Code("\n".join(commands)), Paragraph(files)])
+
+
+def _temperatures(result: BenchmarkResult) -> list[float]:
+    return sorted({row.temperature for row in result.rows})
+
+
+def _size(n_parameters: int) -> str:
+    return f"{n_parameters / 1e9:.2f}B" if n_parameters >= 1e9 else f"{n_parameters / 1e6:.1f}M"
