@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -69,3 +70,15 @@ def test_the_demos_table_comes_out_of_the_published_result() -> None:
     for temperature in sorted({row.temperature for row in rows}):
         expected = "\n".join(comparison([row for row in rows if row.temperature == temperature]))
         assert expected in shown
+
+
+def test_the_quantisation_table_comes_out_of_its_file() -> None:
+    text = (ROOT / "docs" / "students.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*quantised[^)]*)\)", text)
+    kinds = json.loads((ROOT / name).read_text(encoding="utf-8"))["kinds"]
+    for kind, label in (("none", "float32"), ("4bit", "NF4"), ("8bit", "int8")):
+        measured = kinds[kind]
+        times = [f"{1000 * measured['median_s'][q]:.0f}" for q in "1358"]
+        rest = [f"{measured['ratio_to_one']['5']:.2f}", f"{measured['weight_bytes'] / 1e6:.0f}"]
+        cells = [label, *times, *rest, f"{measured['overlap_with_float32']:.2f}"]
+        assert f"| {' | '.join(cells)} |" in text

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from specalign.benchmarks.config import BenchConfig, named_drafters
+from specalign.benchmarks.runtime import require_compilable, resolve_runtime
 from specalign.data import Columns, encode_prompts
 from specalign.data.preflight import describe_prompts, describe_rows, first_rows, licence
 from specalign.decoding.verification import RULES
@@ -36,6 +37,7 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
             "attention",
             lambda: models.check_attention(target(), config.target.attn, resolve_device(config.device)),
         ),
+        ("runtime", lambda: _runtime(config, target())),
         ("context", lambda: _context(config, target())),
     ]
     for name, drafter in drafters.items():
@@ -78,6 +80,13 @@ def _rule(config: BenchConfig) -> str:
     if config.decoding.rule not in RULES:
         raise unknown("verification rule", config.decoding.rule, RULES)
     return config.decoding.rule
+
+
+def _runtime(config: BenchConfig, target: models.Outline) -> str:
+    device = resolve_device(config.device)
+    runtime = resolve_runtime(config.decoding.runtime, resolve_dtype(config.target.dtype, device), device)
+    require_compilable(runtime, target.model)
+    return runtime
 
 
 def _context(config: BenchConfig, model: models.Outline) -> str | Caution:

@@ -33,6 +33,12 @@ def resolve_runtime(
     return asked
 
 
+def require_compilable(runtime: str, target: PreTrainedModel) -> None:
+    """Raise UserError where ``runtime`` compiles what cannot be compiled."""
+    if runtime == "compiled" and target.config.is_encoder_decoder:
+        raise UserError("encoder-decoder models cannot be compiled; use decoding.runtime = eager or packed")
+
+
 def make_ready(
     decoding: DecodingConfig,
     target: PreTrainedModel,
@@ -41,8 +47,7 @@ def make_ready(
 ) -> tuple[Stepper, dict[str, Drafter | None]]:
     """Target and drafters as the suite's runtime steps them. Raises UserError where that cannot be."""
     runtime = resolve_runtime(decoding.runtime, target.dtype, target.device)
-    if runtime == "compiled" and target.config.is_encoder_decoder:
-        raise UserError("encoder-decoder models cannot be compiled; use decoding.runtime = eager or packed")
+    require_compilable(runtime, target)
     sizes = (1, *(gamma + 1 for gamma in decoding.gammas))
     longest = max(len(prompt.input_ids) for prompt in prompts)
     capacity = rounded_up(longest + decoding.max_new_tokens + 2 * max(sizes) + 2, CAPACITY_STEP)

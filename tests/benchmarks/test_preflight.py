@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from transformers import AutoTokenizer, T5Config
 
 from specalign.benchmarks.cli import main, parse_run
 from specalign.benchmarks.preflight import findings
@@ -61,3 +63,15 @@ def test_models_that_do_not_fit_into_memory(bench: Bench, monkeypatch: pytest.Mo
     checks = {finding.check: finding for finding in findings(parse_run(bench()[1:]), data=False)}
     assert checks["memory"].verdict == "failed"
     assert "choose target.quantization = 4bit" in checks["memory"].detail
+
+
+def test_an_encoder_decoder_target_is_not_compiled(bench: Bench, models_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "t5"
+    AutoTokenizer.from_pretrained(models_folder / "target").save_pretrained(folder)
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 1}
+    T5Config(**sizes | {"num_heads": 1, "decoder_start_token_id": 0}).save_pretrained(folder)
+    flags = ["--target.model", str(folder), "--decoding.runtime"]
+    for runtime, verdict in (("compiled", "failed"), ("eager", "ok")):
+        config = parse_run(bench(*flags, runtime, drafters=())[1:])
+        checks = {finding.check: finding for finding in findings(config, data=False)}
+        assert checks["runtime"].verdict == verdict
