@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specalign.benchmarks.config import TARGET
+from specalign.benchmarks.config import LOOKUP, TARGET
 from specalign.metrics.load import fitted_draft_ratio, percentiles_ms, predicted_batch_speedup
 from specalign.probes import LoadProbe, Probe
 from specalign.results import LoadRow
@@ -39,7 +39,12 @@ def _row(probe: LoadProbe, plain: Mapping[int, LoadProbe], own: Sequence[LoadPro
 
 
 def _predicted(probe: LoadProbe, plain: Mapping[int, LoadProbe], own: Sequence[LoadProbe]) -> float | None:
-    """With the acceptance of all its loads, and c from the lowest concurrency that both were measured at."""
+    """With the acceptance of all its loads, and c from the lowest concurrency that both were measured at.
+
+    None for prompt lookup: it does not draft in every step, and the counters do not say in how many.
+    """
+    if probe.method == LOOKUP:
+        return None
     shared = [load for load in own if load.concurrency in plain]
     accepted = sum(load.counts.n_accepted for load in own if load.counts)
     drafts = sum(load.counts.n_drafts for load in own if load.counts)
