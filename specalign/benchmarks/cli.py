@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -74,6 +75,9 @@ class SelftestConfig:
 class ReportConfig:
     """Rebuild report.md, report.html and the plots of a run from result.json and records.jsonl."""
 
+    json: bool = False
+    """Print one line of JSON instead of the table."""
+
 
 @dataclass(frozen=True)
 class ExportConfig:
@@ -141,7 +145,7 @@ def _run(arguments: Sequence[str]) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     (run_served if config.engine.name == "vllm" else run)(config)
-    _show(config.output)
+    _show(config.output, as_json=config.json)
 
 
 def _check(arguments: Sequence[str]) -> None:
@@ -178,8 +182,8 @@ def _selftest(arguments: Sequence[str]) -> None:
 
 
 def _report(arguments: Sequence[str]) -> None:
-    (folder,), _ = run_folders("report", arguments, ReportConfig(), most=1)
-    _show(folder)
+    (folder,), config = run_folders("report", arguments, ReportConfig(), most=1)
+    _show(folder, as_json=config.json)
 
 
 def _compare(arguments: Sequence[str]) -> None:
@@ -218,18 +222,23 @@ def _index(arguments: Sequence[str]) -> None:
     print(write_index(config.folder))
 
 
-def _show(folder: Path) -> None:
-    """Build the report, print the table, and say where the report is."""
+def _show(folder: Path, *, as_json: bool) -> None:
+    """Build the report, and print the table and where the report is, or both as one line of JSON."""
     from rich.console import Console
 
     from specalign.reports import build_report, result_table
     from specalign.results import read_result
 
-    report = build_report(folder)
+    report, result = build_report(folder), read_result(folder)
+    if as_json:
+        rows = [asdict(row) for row in result.rows]
+        checks = {check.name: check.passed for check in result.checks}
+        print(json.dumps({"status": result.status, "report": str(report), "checks": checks, "rows": rows}))
+        return
     console = Console()
     if not console.is_terminal:
         console.width = 160
-    console.print(result_table(read_result(folder)))
+    console.print(result_table(result))
     print(f"report: {report}")
 
 

@@ -113,6 +113,8 @@ class BenchConfig:
     """Folder of the run: records.jsonl, result.json, report.md, report.html and plots."""
     overwrite: bool = False
     """Replace what another run left in the output folder."""
+    json: bool = False
+    """Print one line of JSON at the end instead of the table."""
     drafter: tuple[str, ...] = ()
     """Drafters, each as NAME=PATH (a student folder, or any model name)."""
     include: tuple[str, ...] = (LOOKUP,)

@@ -12,6 +12,9 @@ from specalign.reports.style import COLOURS, MARKERS, hover, new_figure
 from specalign.reports.tables import interval as interval_text
 from specalign.results import Interval, SummaryRow
 
+LONGEST = 28
+"""Characters of a name in a plot."""
+
 
 def dots(
     rows: Sequence[SummaryRow],
@@ -98,5 +101,8 @@ def methods_of(rows: Sequence[SummaryRow]) -> dict[str, int]:
 
 
 def plain_text(text: str) -> str:
-    """``text`` without a meaning for matplotlib's mathematics."""
-    return text.replace("$", r"\$")
+    """``text`` in one line, its middle left out where it is long, without a meaning for matplotlib's mathematics."""
+    flat = " ".join(text.split())
+    if len(flat) > LONGEST:
+        flat = f"{flat[: LONGEST // 2]}…{flat[-LONGEST // 2 + 1 :]}"
+    return flat.replace("$", r"\$")

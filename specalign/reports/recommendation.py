@@ -73,7 +73,7 @@ def _sentence(choice: Choice, rows: Sequence[SummaryRow], speeds: Speeds) -> str
 
 
 def _rivals(choice: Choice, rows: Sequence[SummaryRow], speeds: Speeds) -> str:
-    found = rivals(choice.row, rows, speeds)
+    found = rivals(choice.row, [row for row in rows if _overlaps(row.speedup, choice.speedup)], speeds)
     if not found.names:
         return ""
     names = found.names[:NAMED]
@@ -81,7 +81,12 @@ def _rivals(choice: Choice, rows: Sequence[SummaryRow], speeds: Speeds) -> str:
     text = ", ".join(names) + (f" and {rest} more" if rest else "")
     are = "is" if len(found.names) == 1 else "are"
     bound = f" (minimum detectable difference {found.detectable:.0%})" if found.detectable is not None else ""
-    return f"; {text} {are} not distinguishable from it{bound}"
+    return f"; {text} {are} not shown to differ from it on these prompts{bound}"
+
+
+def _overlaps(one: Interval | None, best: Interval) -> bool:
+    """Whether the interval of a slower row reaches into the best one's; apart, the two differ beyond doubt."""
+    return one is None or one.high is None or best.low is None or one.high >= best.low
 
 
 def _best_trained(choice: Choice, rows: Sequence[SummaryRow]) -> str:

@@ -17,24 +17,29 @@ PANELS = (
     ("validation", "tau", "expected tokens per target call"),
 )
 """(kind of line, field, title)."""
+SCALES = (("n_tokens", "trained tokens"), ("wall_s", "wall-clock time, validation included (s)"))
+"""(field, axis label)."""
 
 
 def plot_runs(runs: Sequence[Path]) -> Path:
-    """Draw loss and validation metrics over trained tokens, one line a run, into train.png of the first run."""
+    """Draw loss and validation metrics over trained tokens and over seconds, one line a run, into the first run."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     logs = {run: _require_log(run) for run in runs}
-    figure, axes = pyplot.subplots(2, 2, figsize=(10, 7), layout="constrained")
-    for axis, (kind, name, title) in zip(axes.flat, PANELS, strict=True):
-        for run, lines in logs.items():
-            points = [(line["n_tokens"], line[name]) for line in lines if line["kind"] == kind]
-            axis.plot(*zip(*points, strict=True), marker=".", label=run.name) if points else None
-        axis.set(title=title, xlabel="trained tokens")
-        axis.grid(alpha=0.3)
-    axes.flat[1].legend()
+    figure, axes = pyplot.subplots(
+        len(SCALES), len(PANELS), figsize=(16, 7), layout="constrained", sharey="col"
+    )
+    for row, (scale, label) in zip(axes, SCALES, strict=True):
+        for axis, (kind, name, title) in zip(row, PANELS, strict=True):
+            for run, lines in logs.items():
+                points = [(line[scale], line[name]) for line in lines if line["kind"] == kind]
+                axis.plot(*zip(*points, strict=True), marker=".", label=run.name) if points else None
+            axis.set(title=title, xlabel=label)
+            axis.grid(alpha=0.3)
+    axes[0, 1].legend()
     target = runs[0] / "train.png"
     with atomic_path(target) as partial:
         figure.savefig(partial, format="png", dpi=120)

@@ -1,6 +1,7 @@
 """specalign-bench run, end to end, with tiny models."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,19 @@ def test_a_run_measures_every_method_at_every_temperature(
     assert rows["small", 0.0].alpha_counted
     assert rows["small", 0.0].alpha_counted.value < 0.5
     assert all(rows[method, 0.0].exact_match_target == 1 for method in METHODS[1:])
+
+
+def test_one_line_of_json_says_what_the_table_says(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--decoding.max-new-tokens", "4", "--decoding.temperatures", "0", "--include"]
+    main(bench(*short, "--json", drafters=("small",)))
+    main(["report", str(tmp_path / "run"), "--json"])
+    ran, rebuilt = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert ran == rebuilt
+    assert ran["status"] == "complete"
+    assert [row["method"] for row in ran["rows"]] == ["target", "small"]
+    assert Path(ran["report"]).is_file()
 
 
 def test_generations_of_the_same_seed_are_the_same(bench: Bench, tmp_path: Path) -> None:
