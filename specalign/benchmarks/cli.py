@@ -226,10 +226,11 @@ def _show(folder: Path, *, as_json: bool) -> None:
     """Build the report, and print the table and where the report is, or both as one line of JSON."""
     from rich.console import Console
 
+    from specalign.benchmarks.partial import result_so_far
     from specalign.reports import build_report, result_table
-    from specalign.results import read_result
 
-    report, result = build_report(folder), read_result(folder)
+    result = result_so_far(folder)
+    report = build_report(folder, result)
     if as_json:
         rows = [asdict(row) for row in result.rows]
         checks = {check.name: check.passed for check in result.checks}

@@ -67,6 +67,32 @@ def test_a_run_measures_every_method_at_every_temperature(
     assert all(rows[method, 0.0].exact_match_target == 1 for method in METHODS[1:])
 
 
+def test_a_crashed_run_is_reported_as_far_as_it_came(
+    bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ["--decoding.max-new-tokens", "4", "--decoding.temperatures", "0", "--include"]
+    measure(bench(*short, drafters=("small",)))
+    run = tmp_path / "run"
+    lines = (run / RECORDS_FILE).read_text().splitlines(keepends=True)
+    (run / RECORDS_FILE).write_text("".join(lines[:6]) + lines[6][:40])  # killed while it wrote the seventh
+    crashed = dataclasses.replace(
+        read_result(run),
+        status="running",
+        rows=[],
+        checks=[],
+        n_effective=0,
+        records_sha256="",
+        probes_sha256="",
+    )
+    write_result(run, crashed)
+    main(["report", str(run), "--json"])
+    shown = json.loads(capsys.readouterr().out)
+    assert sum(row["n_effective"] for row in shown["rows"]) == 6
+    report = (run / "report.md").read_text()
+    assert "the run is running: 6 of 8 generations are there" in report
+    assert "line 7: cut off" in report
+
+
 def test_one_line_of_json_says_what_the_table_says(
     bench: Bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
