@@ -31,7 +31,7 @@ def launch(recipe: Path, ranks: int) -> list[subprocess.Popen[bytes]]:
     ]
 
 
-@pytest.mark.parametrize("vocabulary", [0, 20])
+@pytest.mark.parametrize("vocabulary", [0, pytest.param(20, marks=pytest.mark.slow)])
 def test_two_processes_equal_one(tiny: Callable[..., TrainConfig], tmp_path: Path, vocabulary: int) -> None:
     student = {"draft_vocabulary": vocabulary}
     one = tiny("sft", output=tmp_path / "one", optimiser={"batch": 2, "accumulation": 2}, student=student)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COMMANDS = """\
 import socket, sys
@@ -29,6 +31,7 @@ bench(["run", *suite])
 """
 
 
+@pytest.mark.slow
 def test_both_commands_work_from_the_hubs_cache_alone(
     teacher_folder: Path, data_folder: Path, tmp_path: Path
 ) -> None:
