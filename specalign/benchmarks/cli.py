@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -139,12 +140,18 @@ def _run(arguments: Sequence[str]) -> None:
     config = parse_run(arguments)
     from transformers.utils import logging
 
-    from specalign.benchmarks.runner import run
-    from specalign.benchmarks.served import run_served
-
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    (run_served if config.engine.name == "vllm" else run)(config)
+    if config.engine.name == "vllm":
+        if find_spec("prometheus_client") is None:
+            raise UserError("engine.name = vllm needs two more packages: pip install 'specalign[vllm]'")
+        from specalign.benchmarks.served import run_served
+
+        run_served(config)
+    else:
+        from specalign.benchmarks.runner import run
+
+        run(config)
     _show(config.output, as_json=config.json)
 
 
