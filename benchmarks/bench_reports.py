@@ -1,6 +1,6 @@
 """Building the report of a large run: seconds and memory for 50,000 generations.
 
-    python benchmarks/bench_reports.py --output benchmarks/results/reports_cpu-2core.json
+    python benchmarks/bench_reports.py --output FILE
 
 The run is the published demo, each of its generations repeated under new prompt ids. About a minute.
 """

@@ -1,8 +1,9 @@
 """One target call of n tokens under each runtime, alternating: the ratio that decides whether drafting pays.
 
-    python benchmarks/bench_runtimes.py --output benchmarks/results/runtimes_cpu-2core.json
+    python benchmarks/bench_runtimes.py --output FILE [--compiled]
 
-About 8 minutes on 2 CPU cores, most of it compilation; nothing else should run.
+About 8 minutes on 2 CPU cores, most of it compilation; `--compiled` without numbers leaves that out: half a minute.
+Nothing else should run.
 """
 
 from __future__ import annotations
