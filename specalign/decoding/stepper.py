@@ -218,7 +218,12 @@ def _compiler_settings(device: torch.device) -> Iterator[None]:
         return
     from torch._inductor import config
 
-    settings = {"freezing": True, "max_autotune": True, "max_autotune_gemm_backends": "CPP,ATEN"}
+    settings = {
+        "freezing": True,
+        "max_autotune": True,
+        "max_autotune_gemm_backends": "CPP,ATEN",
+        "autotune_num_choices_displayed": 0,
+    }
     with config.patch(settings), warnings.catch_warnings():
         warnings.filterwarnings(
             "ignore", "TypedStorage is deprecated"
