@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from specalign.benchmarks.arguments import PROGRAM, run_folders
-from specalign.config import parse_flags
+from specalign.benchmarks.arguments import flags, run_folders
 from specalign.errors import UserError
 
 
@@ -114,13 +113,7 @@ def _servable(name: str) -> str:
 
 def plan_command(arguments: Sequence[str]) -> None:
     """``specalign-bench plan --target-ms ... --draft-ms ... --alpha ...``."""
-    config = parse_flags(
-        PlanConfig,
-        arguments,
-        default=PlanConfig(),
-        program=f"{PROGRAM} plan",
-        description=PlanConfig.__doc__ or "",
-    )
+    config = flags("plan", arguments, PlanConfig())
     _check_plan(config)
     if config.target_ms:
         print("\n".join(_speed_plan(config)))
@@ -221,13 +214,7 @@ def verify_command(arguments: Sequence[str]) -> None:
 
 def schema_command(arguments: Sequence[str]) -> None:
     """``specalign-bench schema --of record``."""
-    config = parse_flags(
-        SchemaConfig,
-        arguments,
-        default=SchemaConfig(),
-        program=f"{PROGRAM} schema",
-        description=SchemaConfig.__doc__ or "",
-    )
+    config = flags("schema", arguments, SchemaConfig())
     from specalign.probes import SCHEMAS
 
     print(json.dumps(SCHEMAS[config.of](), indent=1, sort_keys=True))

@@ -1,4 +1,4 @@
-"""Command lines that begin with run folders."""
+"""Command lines: flags, and run folders before them."""
 
 from __future__ import annotations
 
@@ -15,18 +15,23 @@ PROGRAM = "specalign-bench"
 C = TypeVar("C")
 
 
+def flags(command: str, arguments: Sequence[str], default: C) -> C:
+    """The flags of ``command`` over ``default``, whose class says in its docstring what the command does."""
+    return parse_flags(
+        type(default),
+        arguments,
+        default=default,
+        program=f"{PROGRAM} {command}",
+        description=type(default).__doc__ or "",
+    )
+
+
 def run_folders(
     command: str, arguments: Sequence[str], default: C, *, most: int | None = None
 ) -> tuple[list[Path], C]:
     """Leading words are run folders (at least one, at ``most`` so many), the rest are flags over ``default``."""
     names = list(takewhile(lambda word: not word.startswith("-"), arguments))
-    config = parse_flags(
-        type(default),
-        arguments[len(names) :],
-        default=default,
-        program=f"{PROGRAM} {command} RUN",
-        description=type(default).__doc__ or "",
-    )
+    config = flags(f"{command} RUN", arguments[len(names) :], default)
     if not names or (most is not None and len(names) > most):
         raise UserError(f"{command} takes {'one run folder' if most == 1 else 'run folders'}")
     for name in names:

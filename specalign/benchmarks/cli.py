@@ -20,9 +20,9 @@ from specalign.benchmarks.analysis_cli import (
     seeds_command,
     verify_command,
 )
-from specalign.benchmarks.arguments import PROGRAM, run_folders
+from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
 from specalign.benchmarks.config import BenchConfig, check
-from specalign.config import flag_value, load_config, parse_flags
+from specalign.config import flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
 from specalign.templates import prompt_text
 
@@ -123,13 +123,7 @@ def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
     default = BenchConfig() if suite is None else load_config(BenchConfig, Path(suite))
     if "output" not in _keys_of(suite):
         default = replace(default, output=Path("reports") / (Path(suite).stem if suite else "run"))
-    config = parse_flags(
-        BenchConfig,
-        _gather(_gather(arguments, "--drafter"), "--endpoint"),
-        default=default,
-        program=f"{PROGRAM} {command}",
-        description=BenchConfig.__doc__ or "",
-    )
+    config = flags(command, _gather(_gather(arguments, "--drafter"), "--endpoint"), default)
     check(config)
     return replace(
         config, data=replace(config.data, prompt=prompt_text(config.data.prompt, config.data.source))
@@ -167,13 +161,7 @@ def _check(arguments: Sequence[str]) -> None:
 
 
 def _selftest(arguments: Sequence[str]) -> None:
-    config = parse_flags(
-        SelftestConfig,
-        arguments,
-        default=SelftestConfig(),
-        program=f"{PROGRAM} selftest",
-        description=SelftestConfig.__doc__ or "",
-    )
+    config = flags("selftest", arguments, SelftestConfig())
     from rich.console import Console
 
     from specalign.benchmarks.selftest import results_table, selftest
@@ -215,13 +203,7 @@ def _export(arguments: Sequence[str]) -> None:
 
 
 def _index(arguments: Sequence[str]) -> None:
-    config = parse_flags(
-        IndexConfig,
-        arguments,
-        default=IndexConfig(),
-        program=f"{PROGRAM} index",
-        description=IndexConfig.__doc__ or "",
-    )
+    config = flags("index", arguments, IndexConfig())
     if not config.folder.is_dir():
         raise UserError(f"no such folder: {config.folder}")
     from specalign.reports.index import write_index

@@ -8,7 +8,7 @@ import hashlib
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -77,14 +77,30 @@ def run(config: BenchConfig) -> BenchmarkResult:
     result = _opening(config, suite, plan, checkpoints, facts)
     prepare(config, before, result)
     add_probes(config, facts)
+    return carry_out(
+        config,
+        result,
+        measure=lambda: _measure(suite, config, plan),
+        close=lambda found: closing(found, suite, config.output),
+    )
+
+
+def carry_out(
+    config: BenchConfig,
+    result: BenchmarkResult,
+    *,
+    measure: Callable[[], None],
+    close: Callable[[BenchmarkResult], BenchmarkResult],
+) -> BenchmarkResult:
+    """Write the opening ``result``, measure, and write what it comes to; on Ctrl-C what it came to so far."""
     write_result(config.output, result)
     load = Load()
     try:
-        _measure(suite, config, plan)
+        measure()
     except KeyboardInterrupt:
-        write_result(config.output, closing(ended(result, "interrupted", load), suite, config.output))
+        write_result(config.output, close(_ended(result, "interrupted", load)))
         raise
-    result = closing(ended(result, "complete", load), suite, config.output)
+    result = close(_ended(result, "complete", load))
     write_result(config.output, result)
     return result
 
@@ -100,7 +116,7 @@ def add_probes(config: BenchConfig, probes: list[Probe]) -> None:
         file.write(probe_lines(probes))
 
 
-def ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
+def _ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
     """The result with how busy others kept the machine meanwhile."""
     hardware = result.provenance["hardware"] | {"busy_during": load.others()}
     return dataclasses.replace(result, status=status, provenance=result.provenance | {"hardware": hardware})
@@ -148,20 +164,24 @@ def _opening(
     config: BenchConfig, suite: Suite, plan: list[Cell], checkpoints: dict[str, str], facts: list[Probe]
 ) -> BenchmarkResult:
     """What is known before the first generation."""
-    provenance = stamp(str(suite.target.device)) | data_facts(suite)
-    provenance |= {
+    provenance = {
         "attention": suite.target.model.config._attn_implementation,
         "dtype": str(suite.target.model.dtype),
         "runtime": suite.target.runtime,
         "checkpoints": checkpoints,
         "copy_bytes_per_s": next(probe.bytes_per_s for probe in facts if isinstance(probe, CopyProbe)),
     }
+    return opening(config, suite, plan, stamp(str(suite.target.device)) | provenance)
+
+
+def opening(config: BenchConfig, suite: Suite, plan: list[Cell], provenance: dict[str, Any]) -> BenchmarkResult:
+    """The result of a run that has not begun, with the facts of its data in the provenance."""
     return BenchmarkResult(
         status="running",
         suite=config.suite.stem if config.suite else "default",
         command=[Path(sys.argv[0]).name, *sys.argv[1:]],
         config=as_table(config),
-        provenance=provenance,
+        provenance=provenance | _data_facts(suite),
         metrics_version=METRICS_VERSION,
         target=suite.target_info,
         drafters=suite.drafter_infos,
@@ -171,7 +191,7 @@ def _opening(
     )
 
 
-def data_facts(suite: Suite) -> dict[str, Any]:
+def _data_facts(suite: Suite) -> dict[str, Any]:
     cut = [prompt.n_truncated for prompt in suite.prompts if prompt.n_truncated]
     return {
         "n_prompts": len(suite.prompts),

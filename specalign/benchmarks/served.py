@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,25 +19,23 @@ from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.runner import (
     WARMUP_TOKENS,
     add_probes,
+    carry_out,
     closing,
-    data_facts,
-    ended,
     existing,
     new_record,
+    opening,
     prepare,
     record_key,
 )
 from specalign.benchmarks.suite import Cell, Suite, checkpoint_hashes, outline_suite, plan_cells
-from specalign.config import as_table
 from specalign.decoding import PromptLookup, make_stepper
 from specalign.errors import UserError, unknown
-from specalign.metrics import METRICS_VERSION
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
 from specalign.models.vocabulary import OLD_FILE
 from specalign.preflight import require_passed
 from specalign.probes import PROBES_FILE, LoadProbe, read_probes
 from specalign.progress import progress_bar
-from specalign.provenance import Load, stamp
+from specalign.provenance import stamp
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
@@ -46,7 +43,6 @@ from specalign.results import (
     GenerationRecord,
     read_records,
     record_line,
-    write_result,
 )
 from specalign.serving.client import (
     Request,
@@ -97,16 +93,12 @@ def run_served(config: BenchConfig) -> BenchmarkResult:
     plan = _plan(suite, config, engine)
     result = _opening(config, suite, plan, engine, checkpoints)
     prepare(config, before, result)
-    write_result(config.output, result)
-    load = Load()
-    try:
-        _measure(suite, config, plan, engine)
-    except KeyboardInterrupt:
-        write_result(config.output, _closing(ended(result, "interrupted", load), suite, config))
-        raise
-    result = _closing(ended(result, "complete", load), suite, config)
-    write_result(config.output, result)
-    return result
+    return carry_out(
+        config,
+        result,
+        measure=lambda: _measure(suite, config, plan, engine),
+        close=lambda found: _closing(found, suite, config),
+    )
 
 
 def _engine(config: BenchConfig) -> Engine:
@@ -165,26 +157,14 @@ def _opening(
     config: BenchConfig, suite: Suite, plan: list[Cell], engine: Engine, checkpoints: dict[str, str]
 ) -> BenchmarkResult:
     device = resolve_device(config.device)
-    provenance = stamp(str(device)) | data_facts(suite)
-    provenance |= {
+    stamped = stamp(str(device))
+    provenance = {
         "dtype": str(resolve_dtype(config.target.dtype, device)),
         "checkpoints": checkpoints,
-        "packages": {**provenance["packages"], "vllm": engine.version},
+        "packages": {**stamped["packages"], "vllm": engine.version},
         "engine_environment": {name: value for name, value in os.environ.items() if name.startswith("VLLM_")},
     }
-    return BenchmarkResult(
-        status="running",
-        suite=config.suite.stem if config.suite else "default",
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
-        config=as_table(config),
-        provenance=provenance,
-        metrics_version=METRICS_VERSION,
-        target=suite.target_info,
-        drafters=suite.drafter_infos,
-        n_requested=len(plan),
-        n_effective=0,
-        n_failed=0,
-    )
+    return opening(config, suite, plan, stamped | provenance)
 
 
 def _closing(result: BenchmarkResult, suite: Suite, config: BenchConfig) -> BenchmarkResult:
