@@ -38,7 +38,7 @@ class _Settings:
 
 
 class Options(TypedDict, total=False):
-    """The keyword arguments of :func:`generate`."""
+    """The keyword arguments of :func:`generate` and :func:`stream`; :func:`_prepared` has their defaults."""
 
     gamma: int
     temperature: float
@@ -57,45 +57,27 @@ def generate(
     target: PreTrainedModel | Stepper,
     drafter: Drafter | None,
     input_ids: Sequence[int] | Sequence[Sequence[int]],
-    *,
-    gamma: int = 4,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 128,
-    rule: str = "token",
-    eos: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    head_ids: Tensor | None = None,
-    margins: bool = False,
+    **options: Unpack[Options],
 ) -> Generation:
-    """Decode up to ``max_new_tokens`` after each prompt, speculatively with ``drafter``, plainly with None.
+    """Decode after each prompt, speculatively with ``drafter``, plainly with None.
 
     ``input_ids`` is one prompt or a batch of prompts of any lengths (an encoder-decoder model's encoder reads
     them, one at a time). The output follows the target's distribution exactly, whatever the drafter; at
-    temperature 0 it is the target's greedy output. ``eos`` defaults to the target's own end-of-sequence ids;
-    ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
-    own); a :class:`Stepper` has its head already, and may run packed or compiled. Decoding ends early where the
-    target's context is full. ``generator`` lives on the target's device.
-    ``margins`` records how clear each of the target's choices was.
+    temperature 0 it is the target's greedy output. The options and their defaults:
+
+    - ``gamma`` (4): draft length. ``rule`` ("token"): how drafts are verified, a name in ``RULES``.
+    - ``temperature`` (0.0: greedy), ``top_k`` (0: off) and ``top_p`` (1.0: off), for target and drafter alike;
+      ``generator``, on the target's device, draws.
+    - ``max_new_tokens`` (128) a prompt; decoding ends early where the target's context is full. ``eos`` defaults
+      to the target's own end-of-sequence ids.
+    - ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
+      own); a :class:`Stepper` has its head already, and may run packed or compiled.
+    - ``margins`` (False) records how clear each of the target's choices was.
 
     Raises ValueError for an empty prompt, a prompt that fills the context, ``head_ids`` together with a drafter,
     or numbers out of range; UserError for an unknown rule.
     """
-    options = Options(
-        gamma=gamma,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        max_new_tokens=max_new_tokens,
-        rule=rule,
-        eos=eos,
-        generator=generator,
-        head_ids=head_ids,
-        margins=margins,
-    )
-    stepper = _ready(target, head_ids)
-    settings = _settings(stepper, drafter, options)
+    stepper, settings = _prepared(target, drafter, **options)
     parts = []
     for prompts in _batches(stepper, _as_rows(input_ids)):
         request = _begin(stepper, drafter, prompts, settings)
@@ -116,8 +98,7 @@ def stream(
 
     The lists add up to ``generate(...).token_ids``. Rows of an encoder-decoder model come one after the other.
     """
-    stepper = _ready(target, options.get("head_ids"))
-    settings = _settings(stepper, drafter, options)
+    stepper, settings = _prepared(target, drafter, **options)
     rows = _as_rows(input_ids)
     first = 0
     for prompts in _batches(stepper, rows):
@@ -131,27 +112,34 @@ def stream(
         first += len(prompts)
 
 
-def _ready(target: PreTrainedModel | Stepper, head_ids: Tensor | None) -> Stepper:
-    """What steps the target."""
-    return target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
-
-
-def _settings(target: Stepper, drafter: Drafter | None, options: Options) -> _Settings:
-    """What was asked for, checked."""
-    gamma, n, rule = options.get("gamma", 4), options.get("max_new_tokens", 128), options.get("rule", "token")
+def _prepared(
+    target: PreTrainedModel | Stepper,
+    drafter: Drafter | None,
+    *,
+    gamma: int = 4,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    max_new_tokens: int = 128,
+    rule: str = "token",
+    eos: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    head_ids: Tensor | None = None,
+    margins: bool = False,
+) -> tuple[Stepper, _Settings]:
+    """What steps the target, and what was asked for, checked."""
     if rule not in RULES:
         raise unknown("verification rule", rule, RULES)
-    if gamma < 0 or n < 1:
-        raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {n}")
-    eos = options.get("eos")
-    if drafter and target.head.ids is not None:
+    if gamma < 0 or max_new_tokens < 1:
+        raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
+    stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
+    if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")
-    sampling = Sampling(options.get("temperature", 0.0), options.get("top_k", 0), options.get("top_p", 1.0))
-    return _Settings(
+    return stepper, _Settings(
         gamma if drafter else 0,
-        Judge(sampling, RULES[rule], options.get("generator"), options.get("margins", False)),
-        n,
-        frozenset(eos_ids(target.model) if eos is None else eos),
+        Judge(Sampling(temperature, top_k, top_p), RULES[rule], generator, margins),
+        max_new_tokens,
+        frozenset(eos_ids(stepper.model) if eos is None else eos),
     )
 
 

@@ -12,10 +12,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from specalign.benchmarks import selftest
 from specalign.decoding import RULES, Drafter, ModelDrafter, PromptLookup, generate
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.verification import Verdict, block, lenience, pick, token
@@ -74,13 +74,7 @@ def drawn(
 def chi_square(counts: Counter[tuple[int, ...]], joint: dict[tuple[int, ...], float]) -> float:
     """p-value of the counts under ``joint``; cells expected less than five times are one cell."""
     assert not [sequence for sequence in counts if joint[sequence] == 0], "an impossible sequence was drawn"
-    expected = np.array([N_SAMPLES * joint[sequence] for sequence in joint])
-    observed = np.array([counts[sequence] for sequence in joint])
-    rare = expected < 5
-    expected = np.append(expected[~rare], expected[rare].sum())
-    observed = np.append(observed[~rare], observed[rare].sum())
-    kept = expected > 0
-    return float(stats.chisquare(observed[kept], expected[kept]).pvalue)
+    return selftest.chi_square(counts, joint)
 
 
 def even_ids(model: PreTrainedModel) -> ModelDrafter:
