@@ -11,11 +11,12 @@ from specalign.reports.content import Picture
 from specalign.reports.gallery import figures
 from specalign.reports.markdown import markdown
 from specalign.reports.page import html_page
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.sections import document
 from specalign.reports.speeds import read_speeds
 from specalign.reports.style import save
 from specalign.reports.tables import comparison, escape
-from specalign.results import BenchmarkResult, SummaryRow, read_result, write_text
+from specalign.results import BenchmarkResult, read_result, write_text
 
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"
@@ -59,12 +60,10 @@ def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> 
     lines += [
         f"- {escape(run.name)}: {escape(_machine(result))}" for run, result in zip(runs, results, strict=True)
     ]
-    temperatures = sorted({row.temperature for result in results for row in result.rows})
-    for temperature in temperatures:
+    for temperature in temperatures_of(row for result in results for row in result.rows):
         lines += ["", f"## Temperature {temperature:g}"]
         for run, result in zip(runs, results, strict=True):
-            rows: list[SummaryRow] = [row for row in result.rows if row.temperature == temperature]
-            lines += ["", f"### {escape(run.name)}", "", *comparison(rows)]
+            lines += ["", f"### {escape(run.name)}", "", *comparison(at(result.rows, temperature))]
     write_text(output / "comparison.md", "\n".join(lines) + "\n")
     return output / "comparison.md"
 

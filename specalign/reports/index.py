@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from specalign.reports.recommendation import choices, processor
+from specalign.reports.rows import full_name
 from specalign.reports.tables import escape, interval, markdown_table
 from specalign.results import RESULT_FILE, BenchmarkResult, read_result, write_text
 
@@ -59,8 +60,7 @@ def _line(run: Path) -> str:
 
 def _fastest(result: BenchmarkResult) -> str:
     found = [
-        f"temperature {choice.temperature:g}: {choice.row.method} with γ = {choice.row.gamma}, "
-        f"{interval(choice.speedup, unit='x')}"
+        f"temperature {choice.temperature:g}: {full_name(choice.row)}, {interval(choice.speedup, unit='x')}"
         for choice in choices(result.rows)
     ]
     return "; ".join(found) or "no finished rows"

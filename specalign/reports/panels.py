@@ -8,6 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.style import COLOURS, MARKERS, hover, new_figure
 from specalign.reports.tables import interval as interval_text
 from specalign.results import Interval, SummaryRow
@@ -60,16 +61,6 @@ def name_rows(axes: Axes, places: Mapping[str, int]) -> None:
     """The labels along the y axis, the first on top."""
     axes.set_yticks(list(places.values()), list(places))
     axes.set_ylim(len(places) - 0.4, -0.6)
-
-
-def temperatures_of(rows: Sequence[SummaryRow]) -> list[float]:
-    """Ascending, each once."""
-    return sorted({row.temperature for row in rows})
-
-
-def at(rows: Sequence[SummaryRow], temperature: float) -> list[SummaryRow]:
-    """The rows of one temperature."""
-    return [row for row in rows if row.temperature == temperature]
 
 
 def label_of(row: SummaryRow) -> str:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-from specalign.reports.panels import at, dots, label_of, legend, name_rows, places_of, temperatures_of
+from specalign.reports.panels import dots, label_of, legend, name_rows, places_of
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.style import COLOURS, hover, new_figure
 from specalign.results import SummaryRow
 

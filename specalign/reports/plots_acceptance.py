@@ -10,7 +10,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from specalign.reports.panels import (
-    at,
     label_of,
     legend,
     longest_drafts,
@@ -18,8 +17,8 @@ from specalign.reports.panels import (
     methods_of,
     places_of,
     plain_text,
-    temperatures_of,
 )
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.style import hover, new_figure
 from specalign.reports.tables import interval
 from specalign.results import Interval, SummaryRow

@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from specalign.reports.panels import at, label_of, legend, look_of, methods_of, plain_text, temperatures_of
+from specalign.reports.panels import label_of, legend, look_of, methods_of, plain_text
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.style import hover, new_figure
 from specalign.reports.tables import interval
 from specalign.results import SummaryRow

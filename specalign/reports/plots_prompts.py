@@ -9,7 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from specalign.reports.panels import at, label_of, name_rows, places_of, temperatures_of
+from specalign.reports.panels import label_of, name_rows, places_of
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.speeds import Speeds, group_of
 from specalign.reports.style import COLOURS, hover, new_figure
 from specalign.results import SummaryRow

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specalign.reports.content import Paragraph
+from specalign.reports.rows import at, full_name, temperatures_of
 from specalign.reports.speeds import Speeds, rivals
 from specalign.reports.tables import interval, number
 from specalign.results import BenchmarkResult, Interval, SummaryRow
@@ -36,8 +37,8 @@ class Choice:
 def choices(rows: Sequence[SummaryRow]) -> list[Choice]:
     """The row of the highest measured speed-up, a temperature each."""
     found = []
-    for temperature in sorted({row.temperature for row in rows}):
-        own = [(row.speedup.value, row) for row in rows if row.speedup and row.temperature == temperature]
+    for temperature in temperatures_of(rows):
+        own = [(row.speedup.value, row) for row in at(rows, temperature) if row.speedup]
         if own:
             row = max(own, key=lambda pair: pair[0])[1]
             found.append(Choice(temperature, row, row.speedup or Interval(0.0)))
@@ -54,9 +55,9 @@ def recommendation(result: BenchmarkResult, speeds: Speeds) -> list[Paragraph]:
 
 
 def _sentence(choice: Choice, rows: Sequence[SummaryRow], speeds: Speeds) -> str:
-    own = [row for row in rows if row.temperature == choice.temperature and row.speedup is not None]
+    own = [row for row in at(rows, choice.temperature) if row.speedup is not None]
     measured = interval(choice.speedup, unit="x")
-    name = f"{choice.row.method} with γ = {choice.row.gamma}"
+    name = full_name(choice.row)
     same = _rivals(choice, own, speeds)
     if choice.faster:
         return f"use {name}: {measured} the plain target's speed{same}.{_standing(choice.row)}"
@@ -94,8 +95,7 @@ def _best_trained(choice: Choice, rows: Sequence[SummaryRow]) -> str:
     if choice.row.kind == "model" or not models:
         return ""
     row = max(models, key=lambda row: row.speedup.value if row.speedup else 0.0)
-    name = f"{row.method} with γ = {row.gamma}"
-    return f" The fastest trained drafter, {name}, runs at {interval(row.speedup, unit='x')}.{_standing(row)}"
+    return f" The fastest trained drafter, {full_name(row)}, runs at {interval(row.speedup, unit='x')}.{_standing(row)}"
 
 
 def _standing(row: SummaryRow) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from specalign.reports.content import Block, Code, Document, Paragraph, Picture, Section, Table
 from specalign.reports.recommendation import processor, recommendation, setting
+from specalign.reports.rows import at, temperatures_of
 from specalign.reports.served import engine, load
 from specalign.reports.speeds import Speeds, group_of
 from specalign.reports.tables import interval, number, table_cells
@@ -64,8 +65,8 @@ def _comparison(result: BenchmarkResult) -> Section:
     if not result.rows:
         return Section("Comparison", [Paragraph("There are no rows: the run did not finish.")])
     parts = []
-    for temperature in _temperatures(result):
-        rows = [row for row in result.rows if row.temperature == temperature]
+    for temperature in temperatures_of(result.rows):
+        rows = at(result.rows, temperature)
         rows.sort(key=_fastest_first)
         parts.append(Section(f"Temperature {temperature:g}", [Table(*table_cells(rows))]))
     return Section(
@@ -98,14 +99,16 @@ def _categories(result: BenchmarkResult, speeds: Speeds) -> Section | None:
     left_out = sum(n for name, n in sizes.items() if name not in shown)
     note = f" {left_out} prompts of other categories are left out." if left_out else ""
     blocks = [Paragraph(f"Wall-clock speed-up with its 95 % interval over the category's prompts.{note}")]
-    parts = [_category_table(result, speeds, shown, temperature) for temperature in _temperatures(result)]
+    parts = [
+        _category_table(result, speeds, shown, temperature) for temperature in temperatures_of(result.rows)
+    ]
     return Section("By task category", blocks, parts)
 
 
 def _category_table(
     result: BenchmarkResult, speeds: Speeds, names: Sequence[str], temperature: float
 ) -> Section:
-    rows = [row for row in result.rows if row.temperature == temperature]
+    rows = at(result.rows, temperature)
     plain = next((group_of(row) for row in rows if row.kind == "target"), ("", temperature, 0))
     drafters = [row for row in sorted(rows, key=_fastest_first) if row.kind != "target"]
     lines = []
@@ -229,10 +232,6 @@ def _reproduce(result: BenchmarkResult) -> Section:
         "records.jsonl holds every generation with its counts and times a step; result.json the figures above."
     )
     return Section("How to reproduce it", [Paragraph(source), Code("\n".join(commands)), Paragraph(files)])
-
-
-def _temperatures(result: BenchmarkResult) -> list[float]:
-    return sorted({row.temperature for row in result.rows})
 
 
 def _size(n_parameters: int) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from specalign.errors import UserError
 from specalign.metrics.comparisons import holm, minimum_detectable_difference, paired_p_value
 from specalign.metrics.statistics import ratio_of_ratios_interval
+from specalign.reports.rows import full_name
 from specalign.results import RECORDS_FILE, GenerationRecord, Interval, SummaryRow, read_records
 
 SIGNIFICANT = 0.05
@@ -96,7 +97,7 @@ class Rivals:
 def rivals(best: SummaryRow, rows: Iterable[SummaryRow], speeds: Speeds) -> Rivals:
     """Paired by prompt on log seconds per token, Holm-corrected over all other methods of the temperature."""
     logs = {
-        f"{row.method} with γ = {row.gamma}": list(speeds.log_ratios(group_of(best), group_of(row)).values())
+        full_name(row): list(speeds.log_ratios(group_of(best), group_of(row)).values())
         for row in rows
         if row is not best and row.kind != "target"
     }
