@@ -52,11 +52,6 @@ class Answer:
     """Seconds to the first token (TTFT): queueing and the prompt."""
     wall_s: float
 
-    @property
-    def per_token_s(self) -> float | None:
-        """Seconds of a token after the first (TPOT); None for a single token."""
-        return (self.wall_s - self.first_s) / (len(self.token_ids) - 1) if len(self.token_ids) > 1 else None
-
 
 @dataclass(frozen=True)
 class Server:

@@ -268,6 +268,12 @@ UNTRAINED = ("untrained", "aligned")
 C = TypeVar("C")
 
 
+def require_sliceable(config: TrainConfig) -> None:
+    """Raise UserError where the student is a slice of a teacher whose weights are quantised."""
+    if config.teacher.quantization != "none":
+        raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
+
+
 def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -> TrainConfig:
     """Defaults, then a method's preset, then the recipe's keys, then an arm's.
 

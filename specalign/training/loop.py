@@ -35,10 +35,10 @@ from specalign.training.coverage import coverage
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice
 from specalign.training.optimiser import adamw, clip_gradients, rate
-from specalign.training.reuse import TeacherStates, teacher_states
+from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
-from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss
+from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss, states
 from specalign.training.validation import Validation, as_fields, disagreement, make_validation
 
 
@@ -312,7 +312,10 @@ def teacher_states_of(run: Run, rows: Sequence[Row], layout: Layout) -> Tensor |
     """[N, d], or None where the objective looks at labels alone."""
     if not run.objective.needs_teacher:
         return None
-    return teacher_states(run.pair.teacher, run.teacher_states, rows, layout, packed=run.packed)
+    if run.teacher_states is not None:
+        return run.teacher_states.of(rows, packed=run.packed)
+    with torch.no_grad():
+        return states(run.pair.teacher, layout)
 
 
 def counted(run: Run, layout: Layout) -> Tensor:

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.config import cache_dir
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.data.examples import Split
-from specalign.errors import UserError
 from specalign.models.alignment import align_slice, n_passes
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
@@ -36,7 +35,7 @@ from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
-from specalign.training.config import DataConfig, StudentConfig, TrainConfig
+from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, Writer, responses_key, stored_responses
@@ -136,8 +135,7 @@ class Materials:
     def _start(self, config: StudentConfig) -> PreTrainedModel:
         if config.model:
             return _existing_student(self, config.model)
-        if self.config.teacher.quantization != "none":
-            raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
+        require_sliceable(self.config)
         chosen: dict[Tower, Sequence[int]] = {}
         if config.n_encoder_layers:
             chosen["encoder"] = self._layers(config, "encoder", config.n_encoder_layers)

@@ -13,7 +13,7 @@ from specalign.models.load import require_bitsandbytes, resolve_device
 from specalign.models.properties import decoder_layers, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
 from specalign.preflight import Caution, Check, Finding, examine
-from specalign.training.config import UNTRAINED, TrainConfig
+from specalign.training.config import UNTRAINED, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device
 from specalign.training.plan import Plan, make_plan
 from specalign.training.rollouts import needs_references, require_style
@@ -77,8 +77,7 @@ def _student_checks(config: TrainConfig, teacher: Load) -> list[Check]:
 
 def _slice(config: TrainConfig, teacher: models.Outline) -> str:
     student, n_layers = config.student, len(decoder_layers(teacher.model))
-    if config.teacher.quantization != "none":
-        raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
+    require_sliceable(config)
     if student.n_encoder_layers:
         if teacher.kind != "encoder-decoder":
             raise UserError(

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.results import atomic_path
-from specalign.training.rows import Layout, Row, lay_out
+from specalign.training.rollouts import read_tensors
+from specalign.training.rows import Row, lay_out
 from specalign.training.scoring import states
 
 
@@ -80,25 +80,11 @@ def is_fixed(row: Row) -> bool:
     return not row.branches and not row.on_policy
 
 
-def teacher_states(
-    teacher: PreTrainedModel, kept: TeacherStates | None, rows: Sequence[Row], layout: Layout, *, packed: bool
-) -> Tensor:
-    """[N, d] of the teacher at a layout's predictors, from ``kept`` where there is such a store."""
-    if kept is not None:
-        return kept.of(rows, packed=packed)
-    with torch.no_grad():
-        return states(teacher, layout)
-
-
 def _file(folder: Path, row: Row) -> Path:
     text = repr((row.trunk, row.n_prompt, row.encoder))
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
 def _read(path: Path, n_tokens: int) -> Tensor | None:
-    """None where there is none, or a damaged one: it is then made again."""
-    try:
-        found = load_file(path)["states"]
-    except (FileNotFoundError, SafetensorError):
-        return None
-    return found if len(found) == n_tokens else None
+    tensors = read_tensors(path)
+    return tensors["states"] if tensors and len(tensors["states"]) == n_tokens else None

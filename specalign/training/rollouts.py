@@ -124,15 +124,21 @@ def _write_shard(path: Path, texts: Sequence[Tokens]) -> None:
 
 
 def _read_shard(path: Path, n_prompts: int) -> list[Tokens] | None:
-    """None where there is none, or a damaged one: it is then made again."""
-    try:
-        tensors = load_file(path)
-    except (FileNotFoundError, SafetensorError):
+    tensors = read_tensors(path)
+    if tensors is None:
         return None
     lengths = tensors["lengths"].tolist()
     if len(lengths) != n_prompts:
         return None
     return [tuple(part.tolist()) for part in tensors["tokens"].split(lengths)]
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
+    """A safetensors file of a cache; None where there is none, or a damaged one: it is then made again."""
+    try:
+        return load_file(path)
+    except (FileNotFoundError, SafetensorError):
+        return None
 
 
 @dataclass(frozen=True)

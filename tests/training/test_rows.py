@@ -20,9 +20,8 @@ from transformers import (
 )
 
 from specalign.losses import objective
-from specalign.training.reuse import teacher_states
 from specalign.training.rows import Branch, Row, lay_out
-from specalign.training.scoring import Pair, can_pack, per_token_loss
+from specalign.training.scoring import Pair, can_pack, per_token_loss, states
 
 SIZE: dict[str, Any] = {
     "vocab_size": 40,
@@ -62,7 +61,8 @@ def build(name: str, attn: str, seed: int) -> PreTrainedModel:
 
 def loss_and_gradients(pair: Pair, packed: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
     layout = lay_out(ROWS, packed=packed)
-    known = teacher_states(pair.teacher, None, ROWS, layout, packed=packed)
+    with torch.no_grad():
+        known = states(pair.teacher, layout)
     losses = per_token_loss(pair, layout, objective({"forward_kl": 1.0}), known)
     gradients = torch.autograd.grad(losses.sum(), list(pair.student.parameters()))
     return losses.detach(), list(gradients)
