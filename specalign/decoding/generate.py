@@ -74,8 +74,8 @@ def generate(
       own); a :class:`Stepper` has its head already, and may run packed or compiled.
     - ``margins`` (False) records how clear each of the target's choices was.
 
-    Raises ValueError for an empty prompt, a prompt that fills the context, ``head_ids`` together with a drafter,
-    or numbers out of range; UserError for an unknown rule.
+    Raises ValueError for an empty prompt, a prompt that fills the context, ``head_ids`` together with a drafter
+    or a Stepper, or numbers out of range; UserError for an unknown rule.
     """
     stepper, settings = _prepared(target, drafter, **options)
     parts = []
@@ -132,6 +132,8 @@ def _prepared(
         raise unknown("verification rule", rule, RULES)
     if gamma < 0 or max_new_tokens < 1:
         raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
+    if isinstance(target, Stepper) and head_ids is not None:
+        raise ValueError("a Stepper has its head already: head_ids restricts a model's")
     stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
     if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")

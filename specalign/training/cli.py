@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 from specalign.config import flag_value, parse_flags
-from specalign.errors import run_cli, unknown
+from specalign.errors import UserError, run_cli, unknown
 from specalign.training.config import TrainConfig, check, resolve, with_prompt
 
 PROGRAM = "specalign-train"
+SHARED = ("teacher", "data", "device", "attn", "rollout.teacher_temperature")
+"""What is loaded, or written by the teacher, once for all runs of a command."""
 DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
 
   specalign-train --method gkd                          the built-in teacher and data, no network needed
@@ -48,7 +51,18 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
     ]
     for config in found:
         check(config)
+        _require_shared(found[0], config)
     return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
+
+
+def _require_shared(first: TrainConfig, config: TrainConfig) -> None:
+    """Raise UserError where a run differs in what all runs of a command take from the first one."""
+    for name in SHARED:
+        if attrgetter(name)(config) != attrgetter(name)(first):
+            raise UserError(
+                f"{config.output} differs from {first.output} in {name}, which the runs of one command share; "
+                "give it a command of its own"
+            )
 
 
 def read_config(words: Sequence[str], name: str | None) -> TrainConfig:

@@ -351,5 +351,7 @@ def check(config: TrainConfig) -> None:
     budget = config.budget
     if config.method not in UNTRAINED and not (budget.steps or budget.seconds or budget.tokens):
         raise UserError("no budget: set budget.steps, budget.seconds or budget.tokens")
+    if config.teacher.reuse_on_disk and not config.teacher.reuse_states:
+        raise UserError("teacher.reuse_on_disk says where teacher.reuse_states keeps them: set that too")
     if config.method == "aligned" and config.student.model:
         raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")

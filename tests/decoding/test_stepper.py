@@ -90,6 +90,11 @@ def test_sampling_with_a_compiled_target_is_sampling_with_an_eager_one(build: Bu
     assert sampled(target) == sampled(model)
 
 
+def test_a_stepper_keeps_its_head(build: Build) -> None:
+    with pytest.raises(ValueError, match="a Stepper has its head already"):
+        generate(make_stepper(build("llama")), None, PROMPTS[0], head_ids=KEPT)
+
+
 def test_shapes_and_encoder_decoders_are_refused_in_words(build: Build) -> None:
     with pytest.raises(ValueError, match="static shapes"):
         make_stepper(build("llama"), "compiled")

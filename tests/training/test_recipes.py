@@ -162,3 +162,22 @@ def test_arms_are_checked_like_recipes(tmp_path: Path) -> None:
         UserError, match=r"\[arms.a\]: unknown key 'rollout.kmax'; did you mean 'k_max'|rollout.k_max"
     ):
         configs(["--recipe", str(write(tmp_path, "[arms.a]\nrollout.kmax = 3\n"))])
+
+
+def test_arms_share_what_is_loaded_once(tmp_path: Path) -> None:
+    for name, table in (
+        ("data", "data.n_train = 5"),
+        ("teacher", 'teacher.dtype = "float64"'),
+        ("rollout.teacher_temperature", "rollout.teacher_temperature = 0.5"),
+    ):
+        recipe = write(tmp_path, f"[arms.gkd]\n[arms.sft]\n{table}\n")
+        with pytest.raises(UserError, match=rf"sft differs from \S*gkd in {name}, .* a command of its own"):
+            configs(["--recipe", str(recipe)])
+    assert (
+        len(configs(["--recipe", str(write(tmp_path, "[arms.gkd]\n[arms.sft]\nstudent.n_layers = 3\n"))])) == 2
+    )
+
+
+def test_a_place_for_states_needs_states() -> None:
+    with pytest.raises(UserError, match=r"teacher\.reuse_states keeps them: set that too"):
+        configs(["--teacher.reuse-on-disk"])

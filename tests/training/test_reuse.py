@@ -117,3 +117,10 @@ def test_a_second_command_trains_the_same_student_without_the_teacher(
     train_all([warm])
     ours, theirs = (load_file(config.output / "model.safetensors") for config in (cold, warm))
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+
+
+def test_the_recipe_says_how_much_is_kept(tiny: Tiny) -> None:
+    config = tiny("seqkd", teacher={"reuse_states": True, "reuse_gib": 0.5})
+    kept = loop.start_run(config, load_materials(config)).teacher_states
+    assert kept is not None
+    assert (kept.capacity, kept.folder) == (2**29, None)
