@@ -93,7 +93,7 @@ class GenerationRecord:
     top_p: float
     """1: no top-p filter."""
     gamma: int
-    """Draft length; 0 for plain decoding."""
+    """Draft length, the most where it is adaptive; 0 for plain decoding."""
     rule: str
     """Verification rule; "none" for plain decoding."""
     lossless: bool
@@ -118,6 +118,8 @@ class GenerationRecord:
     """Seconds from the first token to the last."""
     wall_s: float = 0.0
     """Seconds for the whole call; prefill_s + decode_s and what little lies between."""
+    adaptive: bool = False
+    """Whether each draft ended where a further token was not expected to pay."""
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = _STRICT
 
@@ -176,6 +178,8 @@ class SummaryRow:
     decode_speedup: Interval | None
     """The same over decode seconds alone."""
     time: TimeSplit
+    adaptive: bool = False
+    """Whether gamma is only the longest draft; the cost model's figures for one fixed length do not apply then."""
     latency_p50_ms: float | None = None
     """Median over decoded tokens of the milliseconds of the step that emitted it over the step's tokens."""
     latency_p95_ms: float | None = None

@@ -90,6 +90,7 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
         "gamma": gamma,
         "rule": first.rule,
         "lossless": first.lossless,
+        "adaptive": first.adaptive,
         "n_requested": len(records),
         "n_effective": len(good),
         "n_failed": len(records) - len(good),
@@ -198,22 +199,32 @@ def _against_target(
 def _costs(
     records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], gamma: int
 ) -> dict[str, object]:
-    """Cost model from medians over full drafts; empty where there were none (prompt lookup drafts what it finds)."""
+    """Cost model from medians over full drafts; empty where there were none (prompt lookup drafts what it finds).
+
+    Of adaptive drafts, which have no one length, only the predicted speed-up.
+    """
     traces = _traces(records)
     plain_traces = _traces([record for record in plain if record.status == "ok"])
+    if not (traces and plain_traces):
+        return {}
+    survival = acceptance.survival_by_position(traces, gamma)
+    predicted: dict[str, object] = {
+        "predicted_speedup": predicted_speedup(
+            survival, step_costs_by_draft(traces), step_costs_by_draft(plain_traces)[0][1]
+        )
+    }
+    if records[0].adaptive:
+        return predicted
     costs = step_costs(traces, plain_traces, gamma)
     if costs is None:
         return {}
-    survival = acceptance.survival_by_position(traces, gamma)
     return {
         "c": costs.c,
         "verify_ratio": costs.verify_ratio,
         "break_even_alpha": break_even_alpha(costs),
         "break_even_c": break_even_c(acceptance.n_emitted(traces) / acceptance.n_steps(traces), costs),
         "leviathan_speedup": leviathan_speedup(_alpha(traces), gamma, costs.c),
-        "predicted_speedup": predicted_speedup(
-            survival, step_costs_by_draft(traces), step_costs_by_draft(plain_traces)[0][1]
-        ),
+        **predicted,
     }
 
 

@@ -68,6 +68,9 @@ class DecodingConfig:
     """Sampling temperatures; 0: greedy."""
     gammas: tuple[int, ...] = (4,)
     """Draft lengths, in tokens."""
+    adaptive: bool = False
+    """Let each drafter that is a model decode at adaptive draft lengths too, as NAME_adaptive: never more than the
+    largest gamma, and less where the next token is not expected to pay, by call times measured first."""
     top_k: int = 0
     """Sample from the k likeliest tokens, target and drafter alike; 0: off."""
     top_p: float = 1.0
@@ -161,9 +164,10 @@ def _check_engine(config: BenchConfig) -> None:
         if engine.endpoint or engine.concurrency or engine.arguments or engine.python:
             raise UserError("--endpoint, --concurrency and --engine-... need --engine vllm")
         return
-    if config.decoding.student_alone or config.decoding.rule != "token":
+    if config.decoding.student_alone or config.decoding.adaptive or config.decoding.rule != "token":
         raise UserError(
-            "vLLM has its own rule and no drafter decoding alone: leave decoding.rule at token, alone off"
+            "vLLM has its own rule and draft length, and no drafter decoding alone: leave decoding.rule at token, "
+            "student_alone and adaptive off"
         )
     if config.target.quantization != "none" or config.decoding.runtime != "auto":
         raise UserError(

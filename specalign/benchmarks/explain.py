@@ -59,6 +59,8 @@ def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunF
     ours = [record for record in same if record.method == row.method and record.gamma == row.gamma]
     plain = [record for record in same if record.method == TARGET]
     title = f"{row.method}, temperature {row.temperature:g}, gamma {row.gamma}"
+    if row.adaptive:
+        return [f"{title} at most: drafts of no one length; the row of one length explains its drafter."]
     costs = step_costs(
         [record.steps for record in ours if record.steps],
         [record.steps for record in plain if record.steps],

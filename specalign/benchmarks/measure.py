@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -102,6 +102,8 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
         for method, drafter in suite.drafters.items():
             if drafter is None:
                 continue
+            if isinstance(drafter, ModelDrafter):
+                drafter = replace(drafter, adaptive=None)  # a call drafts the number of tokens asked for
             drafting = drafter.start([prompt], n_new, sampling, session)
             (sequence,) = decoder_sequences(suite.target.model, [prompt])
             for n in sorted({1, gamma_max}):

@@ -15,13 +15,14 @@ from typing import Any, Literal
 
 import torch
 
+from specalign.benchmarks.adaptive import adaptive_costs, with_adaptive
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
 from specalign.benchmarks.config import ALONE, TARGET, BenchConfig
 from specalign.benchmarks.load_rows import load_rows
 from specalign.benchmarks.measure import call_probes, fact_probes, forced_probes
 from specalign.benchmarks.preflight import findings
-from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, load_suite
+from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, is_adaptive, load_suite
 from specalign.config import as_table
 from specalign.decoding import Generation, ModelDrafter, generate
 from specalign.decoding.divergence import classify_divergence
@@ -71,7 +72,7 @@ def run(config: BenchConfig) -> BenchmarkResult:
     if config.threads:
         torch.set_num_threads(config.threads)
     require_passed(findings(config, data=False))
-    suite = load_suite(config)
+    suite = with_adaptive(load_suite(config), config)
     plan = cells(suite, config)
     facts = fact_probes(suite)
     result = _opening(config, suite, plan, checkpoints, facts)
@@ -168,6 +169,7 @@ def _opening(
         "attention": suite.target.model.config._attn_implementation,
         "dtype": str(suite.target.model.dtype),
         "runtime": suite.target.runtime,
+        "adaptive_costs": adaptive_costs(suite),
         "checkpoints": checkpoints,
         "copy_bytes_per_s": next(probe.bytes_per_s for probe in facts if isinstance(probe, CopyProbe)),
     }
@@ -329,6 +331,7 @@ def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) ->
         top_k=config.decoding.top_k,
         top_p=config.decoding.top_p,
         gamma=cell.gamma,
+        adaptive=is_adaptive(suite.drafters[cell.method]),
         rule=rule,
         lossless=not alone and rule not in LOSSY,
         seed=cell.seed,

@@ -153,8 +153,15 @@ def _gammas(config: BenchConfig, method: str, drafter: Drafter | None) -> tuple[
     """Draft lengths of a method's generations; 0: plain, or a drafter on its own."""
     if method == TARGET:
         return (0,)
+    if is_adaptive(drafter):
+        return (max(config.decoding.gammas),)
     alone = config.decoding.student_alone and isinstance(drafter, ModelDrafter)
     return (*config.decoding.gammas, *((0,) if alone else ()))
+
+
+def is_adaptive(drafter: Drafter | None) -> bool:
+    """Whether it decides on the length of its drafts."""
+    return isinstance(drafter, ModelDrafter) and drafter.adaptive is not None
 
 
 def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

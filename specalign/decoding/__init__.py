@@ -5,6 +5,7 @@ result = generate(target, ModelDrafter(drafter), prompt_ids, gamma=4, max_new_to
 result.token_ids[0]
 """
 
+from specalign.decoding.draft_length import Adaptive
 from specalign.decoding.drafters import Drafter, ModelDrafter, PromptLookup
 from specalign.decoding.generate import generate, stream
 from specalign.decoding.records import Generation, Step
@@ -13,6 +14,7 @@ from specalign.decoding.verification import RULES
 
 __all__ = [
     "RULES",
+    "Adaptive",
     "Drafter",
     "Generation",
     "ModelDrafter",

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from specalign.decoding.draft_length import Adaptive, DraftLength
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session, room
 from specalign.decoding.stepper import Stepper, make_stepper
@@ -81,6 +82,9 @@ class ModelDrafter:
     """[V'] ids that its head is trimmed to, ascending; None: all."""
     stepper: Stepper | None = None
     """The same model and vocabulary made ready (packed or compiled); None: eager."""
+    adaptive: Adaptive | None = None
+    """Stop drafting where the next token is not expected to pay, for which the host reads one number a row and
+    drafted token; None: always draft gamma tokens."""
 
     @property
     def ready(self) -> Stepper:
@@ -94,14 +98,15 @@ class ModelDrafter:
         if (room(self.model, prompts) or n_new) < 1:
             return Undrafted(self.model.device)
         session = Session.start(self.ready, prompts, n_new)
-        return _ModelDrafting(session, sampling, target.head.width)
+        lengths = None if self.adaptive is None else _Lengths(self.adaptive, len(prompts))
+        return _ModelDrafting(session, sampling, target.head.width, lengths)
 
 
 class _ModelDrafting:
-    """One request of a ModelDrafter. Drafting never waits for the device."""
+    """One request of a ModelDrafter. Drafting gamma tokens never waits for the device."""
 
-    def __init__(self, session: Session, sampling: Sampling, width: int) -> None:
-        self.session, self.sampling, self.width = session, sampling, width
+    def __init__(self, session: Session, sampling: Sampling, width: int, lengths: _Lengths | None) -> None:
+        self.session, self.sampling, self.width, self.lengths = session, sampling, width, lengths
         self.context = context_limit(session.model)
 
     def draft(
@@ -112,20 +117,38 @@ class _ModelDrafting:
             limits = [
                 max(0, min(n, self.context - len(text))) for n, text in zip(limits, sequences, strict=True)
             ]
-        if not any(limits):
+        if self.lengths:
+            self.lengths.begin(sequences, limits)
+        if not any(limits) or (self.lengths and not self.lengths.go_on()):
             return nothing(len(sequences), self.session.model.device)
         pending = self._pending(sequences)
         ids, distributions = [], []
-        for _ in range(max(limits)):
-            q = self._distribution(self.session.extend(pending)[:, -1])
+        while True:
+            logits = self.session.extend(pending)[:, -1]
+            q = self._distribution(logits)
             pending = (q.argmax(-1) if self.sampling.greedy else sample(q, generator)).unsqueeze(1)
             ids.append(pending)
             distributions.append(q)
-        return Draft(torch.cat(ids, 1), list(limits), torch.stack(distributions, 1))
+            if self.lengths:
+                self.lengths.drafted(self._confidence(logits, q, pending))
+            if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
+                break
+        counts = self.lengths.counts if self.lengths else list(limits)
+        return Draft(torch.cat(ids, 1), counts, torch.stack(distributions, 1))
+
+    def _confidence(self, logits: Tensor, q: Tensor, ids: Tensor) -> list[float]:
+        """The drafter's probability of each row's token [B, 1]; at temperature 1 where decoding is greedy."""
+        if self.sampling.greedy:
+            likeliest: list[float] = logits.float().softmax(-1).amax(-1).tolist()
+            return likeliest
+        drawn: list[float] = q.gather(-1, ids).squeeze(-1).tolist()
+        return drawn
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self.session.keep(rows)
+        if self.lengths:
+            self.lengths.keep(rows)
 
     def _pending(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """What the cache lacks of its rows: the last token, or two where the last draft was accepted whole.
@@ -144,6 +167,40 @@ class _ModelDrafting:
         if self.session.head.ids is not None:
             return q.new_zeros(*q.shape[:-1], self.width).index_copy_(-1, self.session.head.ids, q)
         return functional.pad(q, (0, self.width - q.shape[-1]))
+
+
+class _Lengths:
+    """The adaptive draft lengths of a batch, each row's by its own policy."""
+
+    def __init__(self, adaptive: Adaptive, n_rows: int) -> None:
+        self.rows = [DraftLength(adaptive) for _ in range(n_rows)]
+        self.before: list[int | None] = [None] * n_rows
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens that each row has drafted in this step."""
+        return [len(row.confidences) for row in self.rows]
+
+    def begin(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
+        """A step begins: the last one added its accepted tokens and one more to each sequence."""
+        lengths = [len(sequence) for sequence in sequences]
+        for row, limit, before, now in zip(self.rows, limits, self.before, lengths, strict=True):
+            row.begin(limit, None if before is None else now - before - 1)
+        self.before = list(lengths)
+
+    def go_on(self) -> bool:
+        """Whether any row drafts another token."""
+        wishes = [row.goes_on() for row in self.rows]
+        return any(wishes)
+
+    def drafted(self, confidences: Sequence[float]) -> None:
+        """Every row got a token; it counts for those that have not stopped."""
+        for row, confidence in zip(self.rows, confidences, strict=True):
+            row.drafted(confidence)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.rows, self.before = [self.rows[row] for row in rows], [self.before[row] for row in rows]
 
 
 @dataclass(frozen=True)

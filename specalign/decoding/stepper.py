@@ -108,7 +108,14 @@ class CompiledStep:
                 progress(1)
 
     def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Feed ids [B, n] at the rows' ``lengths``; returns the logits [B, n, V]. Lengths are the caller's."""
+        """Feed ids [B, n] at the rows' ``lengths``; returns the logits [B, n, V]. Lengths are the caller's.
+
+        More tokens than the largest size take several calls.
+        """
+        most = max(self.graphs)
+        if ids.shape[1] > most:
+            first = self(ids[:, :most], lengths).clone()  # a CUDA graph's outputs live until its next run
+            return torch.cat([first, self(ids[:, most:], [length + most for length in lengths])], 1)
         n_rows, n = ids.shape
         size = next(size for size in self.graphs if size >= n)
         padded = functional.pad(ids, (0, size - n, 0, self.shapes.n_rows - n_rows))

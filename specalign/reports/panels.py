@@ -65,7 +65,7 @@ def name_rows(axes: Axes, places: Mapping[str, int]) -> None:
 
 def label_of(row: SummaryRow) -> str:
     """Method and draft length, safe from matplotlib's mathematics."""
-    return plain_text(row.method) + (f" γ={row.gamma}" if row.gamma else "")
+    return plain_text(row.method) + (f" γ{'≤' if row.adaptive else '='}{row.gamma}" if row.gamma else "")
 
 
 def places_of(rows: Sequence[SummaryRow]) -> dict[str, int]:

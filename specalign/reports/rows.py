@@ -19,4 +19,9 @@ def at(rows: Iterable[SummaryRow], temperature: float) -> list[SummaryRow]:
 
 def full_name(row: SummaryRow) -> str:
     """Method and draft length, as sentences have them."""
-    return f"{row.method} with γ = {row.gamma}"
+    return f"{row.method} with γ {'≤' if row.adaptive else '='} {row.gamma}"
+
+
+def draft_length(row: SummaryRow) -> str:
+    """γ, the most where it is adaptive."""
+    return f"≤ {row.gamma}" if row.adaptive else str(row.gamma)

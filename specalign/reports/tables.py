@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from rich.table import Table
 from rich.text import Text
 
+from specalign.reports.rows import draft_length
 from specalign.results import BenchmarkResult, Interval, Rouge, SummaryRow
 
 Column = tuple[str, Callable[[SummaryRow], str]]
@@ -44,7 +45,7 @@ def rouges(value: Rouge | None) -> str:
 
 COLUMNS: list[Column] = [
     ("method", lambda row: row.method),
-    ("γ", lambda row: str(row.gamma) if row.gamma else NONE),
+    ("γ", lambda row: draft_length(row) if row.gamma else NONE),
     ("speed-up", lambda row: interval(row.speedup, unit="x") if row.kind != "target" else "1"),
     ("α expected", lambda row: interval(row.alpha_expected)),
     ("α counted", lambda row: interval(row.alpha_counted)),

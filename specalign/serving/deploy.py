@@ -79,7 +79,9 @@ def measured(result: BenchmarkResult, wish: Wish) -> list[Choice]:
 
 
 def _alone(result: BenchmarkResult, wish: Wish) -> list[Choice]:
-    rows = [row for row in result.rows if row.kind != "target" and row.speedup is not None]
+    rows = [
+        row for row in result.rows if row.kind != "target" and row.speedup is not None and not row.adaptive
+    ]  # vLLM drafts a fixed number of tokens
     temperatures = sorted({row.temperature for row in rows})
     if rows and wish.temperature not in temperatures:
         raise UserError(

@@ -7,17 +7,19 @@ and compared with thousands of generations by a chi-square test. Seeds are fixed
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.benchmarks import selftest
-from specalign.decoding import RULES, Drafter, ModelDrafter, PromptLookup, generate
+from specalign.decoding import RULES, Adaptive, Drafter, ModelDrafter, PromptLookup, generate
 from specalign.decoding.sampling import Sampling, probabilities, sample
+from specalign.decoding.session import Session
 from specalign.decoding.verification import Verdict, block, lenience, pick, token
 
 Build = Callable[..., PreTrainedModel]
@@ -25,17 +27,22 @@ Logits = Callable[..., Tensor]
 VOCAB, N_TOKENS, N_SAMPLES = 5, 3, 4000
 PROMPT = [3, 1, 4, 1]
 PLAIN = Sampling(temperature=1.0)
-FILTERED = Sampling(temperature=0.8, top_k=4, top_p=0.9)
+FILTERED = Sampling(temperature=1.5, top_k=4, top_p=0.95)
+
+
+SCALE = 14.0
+"""Weights large enough for attention to matter: at 6 one more token in the context moves p by only 0.02, and a cache
+that keeps a rejected token goes unseen."""
 
 
 @pytest.fixture(scope="module")
 def target(build: Build) -> PreTrainedModel:
-    return build("llama", vocab=VOCAB, scale=6.0)
+    return build("llama", vocab=VOCAB, scale=SCALE)
 
 
 @pytest.fixture(scope="module")
 def drafter(build: Build) -> PreTrainedModel:
-    return build("llama", 3, vocab=VOCAB, scale=6.0)
+    return build("llama", 3, vocab=VOCAB, scale=SCALE)
 
 
 def exact_joint(
@@ -96,6 +103,50 @@ def test_output_follows_the_target(
 ) -> None:
     joint = exact_joint(target, next_logits, sampling)
     assert chi_square(drawn(target, make(drafter), sampling, gamma), joint) > 1e-3
+
+
+@pytest.mark.parametrize("rule", ["token", "block"])
+def test_adaptive_draft_lengths_leave_the_distribution_alone(
+    target: PreTrainedModel,
+    drafter: PreTrainedModel,
+    next_logits: Logits,
+    rule: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(RULES, "token", RULES[rule])
+    adaptive = ModelDrafter(drafter, adaptive=Adaptive(0.3))
+    counts = drawn(target, adaptive, PLAIN, 3)
+    assert chi_square(counts, exact_joint(target, next_logits, PLAIN)) > 1e-3
+
+
+@pytest.mark.parametrize("sampling", [PLAIN, FILTERED], ids=["plain", "filtered"])
+def test_these_tests_have_the_power_to_see_a_tenth_of_the_mass_moved(
+    target: PreTrainedModel, next_logits: Logits, sampling: Sampling
+) -> None:
+    """Whatever way a rule is wrong, if it moves a tenth of the joint mass these samples show it in 99 of 100 seeds.
+
+    Of all distributions at total variation e from the true one, the chi-square statistic's noncentrality is least,
+    4 N e^2, for one that takes e evenly from half the mass and gives it evenly to the other half.
+    """
+    expected = N_SAMPLES * np.array(list(exact_joint(target, next_logits, sampling).values()))
+    n_cells = int((expected >= 5).sum()) + 1
+    rejected_above = stats.chi2.ppf(1 - 1e-3, n_cells - 1)
+    assert stats.ncx2.sf(rejected_above, n_cells - 1, 4 * N_SAMPLES * 0.1**2) > 0.99
+
+
+def test_a_cache_that_keeps_a_rejected_token_is_caught(
+    target: PreTrainedModel, drafter: PreTrainedModel, next_logits: Logits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wrong: after a rollback one rejected position stays in the cache, and all that follows is shifted by it."""
+    rollback = Session.rollback
+
+    def off_by_one(session: Session, lengths: Sequence[int]) -> None:
+        kept = [min(length + 1, now) for length, now in zip(lengths, session.lengths, strict=True)]
+        rollback(session, kept)
+
+    monkeypatch.setattr(Session, "rollback", off_by_one)
+    counts = drawn(target, ModelDrafter(drafter), PLAIN, 2)
+    assert chi_square(counts, exact_joint(target, next_logits, PLAIN)) < 1e-9
 
 
 def no_residual(

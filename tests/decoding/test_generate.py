@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from specalign.decoding import Drafter, Generation, ModelDrafter, PromptLookup, generate
+from specalign.decoding import Adaptive, Drafter, Generation, ModelDrafter, PromptLookup, generate
 from specalign.errors import UserError
 
 Build = Callable[..., PreTrainedModel]
@@ -28,11 +28,12 @@ def drafters(build: Build, family: str) -> dict[str, Drafter]:
         "identical": ModelDrafter(build(family)),
         "trimmed": ModelDrafter(near, torch.arange(0, 40, 3)),
         "lookup": PromptLookup(),
+        "adaptive": ModelDrafter(near, adaptive=Adaptive(0.2)),
     }
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 5, 8])
-@pytest.mark.parametrize("kind", ["useless", "near", "identical", "trimmed", "lookup"])
+@pytest.mark.parametrize("kind", ["useless", "near", "identical", "trimmed", "lookup", "adaptive"])
 def test_greedy_output_is_that_of_a_loop_without_cache(
     build: Build, naive_greedy: Naive, family: str, kind: str, gamma: int
 ) -> None:

@@ -1,0 +1,48 @@
+"""A suite with adaptive draft lengths: rows of their own, costs from this machine, and what does not apply to them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from specalign.benchmarks.cli import main
+from specalign.errors import UserError
+from specalign.probes import read_run
+from specalign.reports.tables import table_cells
+from specalign.serving.deploy import Wish, measured
+
+Bench = Callable[..., list[str]]
+
+
+def test_adaptive_rows_stand_beside_those_of_one_length(bench: Bench, tmp_path: Path) -> None:
+    main(bench("--decoding.adaptive"))
+    run = read_run(tmp_path / "run")
+    rows = {(row.method, row.temperature): row for row in run.result.rows}
+    fixed, adaptive = rows["copy", 0.0], rows["copy_adaptive", 0.0]
+    assert not fixed.adaptive
+    assert adaptive.adaptive
+    assert adaptive.gamma == fixed.gamma == 3
+    assert adaptive.exact_match_target == 1
+    assert fixed.c is not None
+    assert adaptive.c is adaptive.break_even_alpha is None
+    assert adaptive.predicted_speedup is not None
+    costs = run.result.provenance["adaptive_costs"]
+    assert set(costs) == {"copy_adaptive", "small_adaptive"}
+    assert costs["copy_adaptive"]["c"] > 0
+    assert len(costs["copy_adaptive"]["verify"]) == 4
+    header, lines = table_cells(run.result.rows)
+    gammas = {line[0]: line[header.index("γ")] for line in lines}
+    assert (gammas["copy"], gammas["copy_adaptive"]) == ("3", "≤ 3")
+    choices = measured(run.result, Wish(temperature=0.0))
+    assert {choice.method for choice in choices} == {"prompt_lookup", "copy", "small"}  # what vLLM can serve
+
+
+def test_a_drafter_of_that_name_is_refused(bench: Bench, models_folder: Path) -> None:
+    words = bench("--decoding.adaptive")
+    words[words.index("--drafter") + 1 : words.index("--drafter") + 1] = [
+        f"copy_adaptive={models_folder / 'copy'}"
+    ]
+    with pytest.raises(UserError, match="copy_adaptive: the name is taken"):
+        main(words)
