@@ -5,8 +5,13 @@ VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
+BUDGET ?= 24_000
+SEEDS ?= 0 1 2
+PROMPTS ?= 12
+STUDY_ARMS := seqkd forward_kl jsd tvd accepted_length rank_pure rank_calibrated jsd_rank gkd
+STUDY_SINGLE := untrained aligned broken_start four_layers full_head
 
-.PHONY: help demo test test-slow test-vllm lint types venv clean
+.PHONY: help demo study test test-slow test-vllm lint types venv clean
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
@@ -14,6 +19,16 @@ demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write rep
 	$(BIN)/specalign-train --recipe training/demo.toml --output runs/demo
 	$(BIN)/specalign-bench run --suite benchmarks/demo.toml --output reports/demo \
 		$(foreach name,$(DEMO_DRAFTERS),--drafter $(name)=runs/demo/$(name))
+
+study: $(INSTALLED) ## every objective on equal budgets, benchmarked and compared (about 2 hours on 2 cores; BUDGET=3_000 SEEDS="0 1" PROMPTS=2 for a first look)
+	$(BIN)/specalign-train --recipe training/study.toml --output runs/study \
+		--budget.tokens $(BUDGET) --seeds $(SEEDS) --compare $(STUDY_ARMS)
+	$(BIN)/specalign-train --recipe training/study.toml --output runs/study \
+		--budget.tokens $(BUDGET) --seeds 0 --compare $(STUDY_SINGLE)
+	$(BIN)/specalign-bench run --suite benchmarks/study.toml --data.limit $(PROMPTS) --output reports/study --drafter \
+		$(foreach arm,$(STUDY_ARMS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study/$(arm)/seed-$(seed))) \
+		$(foreach arm,$(STUDY_SINGLE),$(arm)=runs/study/$(arm)/seed-0)
+	$(BIN)/python benchmarks/study_answer.py reports/study --training runs/study
 
 test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores)
 	$(BIN)/python -m pytest

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from specalign.decoding import divergence
 from specalign.decoding.cache import RowCache
 from specalign.decoding.divergence import classify_divergence, first_difference
 from specalign.decoding.drafters import lookup
@@ -53,6 +54,28 @@ def test_a_tie_is_told_from_a_defect(build: Build, next_logits: Callable[..., to
     assert classify_divergence(target, prompt, [best], [second], tolerance=1.01 * gap) == "tie"
     assert classify_divergence(target, prompt, [best], [second], tolerance=0.99 * gap) == "unexplained"
     assert classify_divergence(target, prompt, [best], [best, second], tolerance=1e9) == "unexplained"
+
+
+@pytest.mark.parametrize(("moved", "expected"), [(0.02, "numeric"), (0.005, "unexplained")])
+def test_a_gap_within_what_the_shape_of_a_call_moves_is_numeric(
+    build: Build, monkeypatch: pytest.MonkeyPatch, moved: float, expected: str
+) -> None:
+    """Logits 0.03 apart, in a model whose logits move by ``moved`` with the number of tokens after them."""
+    logits = torch.tensor([1.0, 0.97, 0.0])
+
+    def noisy(target: PreTrainedModel, prompt: object, text: object, padding: int) -> torch.Tensor:
+        return logits + moved * (padding > 1)
+
+    monkeypatch.setattr(divergence, "_next_logits", noisy)
+    assert classify_divergence(build("llama"), [3], [0], [1]) == expected
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "t5"])
+def test_tokens_after_a_text_do_not_move_its_logits_in_float64(build: Build, family: str) -> None:
+    """So that what moves them in other precisions is rounding."""
+    target = build(family)
+    plain, padded = (divergence._next_logits(target, [5, 9, 31], [7, 7], n) for n in (0, 12))
+    assert torch.allclose(plain, padded, atol=1e-6)
 
 
 def test_shared_prefixes_keep_the_longest_of_each_kind() -> None:
