@@ -20,6 +20,7 @@ from specalign.results import atomic_path
 
 FOLDER = "checkpoints"
 BEST = "checkpoints/best.safetensors"
+SCALER = "scaler."
 
 
 @dataclass
@@ -48,6 +49,7 @@ def save_checkpoint(
     optimiser: torch.optim.Optimizer,
     generator: torch.Generator,
     position: Position,
+    scaler: torch.amp.GradScaler | None = None,
     *,
     keep: int,
 ) -> Path:
@@ -60,7 +62,8 @@ def save_checkpoint(
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
         save_file(_weights(model), partial / "model.safetensors")
-        save_file(_optimiser_state(optimiser) | _random_states(generator), partial / "state.safetensors")
+        state = _optimiser_state(optimiser) | _random_states(generator) | _scaler_state(scaler)
+        save_file(state, partial / "state.safetensors")
         (partial / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
         for file in partial.iterdir():
             with open(file, "rb") as written:
@@ -81,7 +84,11 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def load_checkpoint(
-    folder: Path, model: nn.Module, optimiser: torch.optim.Optimizer, generator: torch.Generator
+    folder: Path,
+    model: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    generator: torch.Generator,
+    scaler: torch.amp.GradScaler | None = None,
 ) -> Position:
     """Restore everything in place. A damaged checkpoint raises UserError that offers the one before."""
     try:
@@ -95,6 +102,9 @@ def load_checkpoint(
         raise UserError(f"checkpoint {folder} is damaged ({error}); {advice}") from None
     _restore_weights(model, weights)
     _restore_optimiser(optimiser, state)
+    if scaler is not None:
+        names = [name for name in state if name.startswith(SCALER)]
+        scaler.load_state_dict({name.removeprefix(SCALER): state[name].item() for name in names})
     generator.set_state(state["random.rollouts"])
     torch.set_rng_state(state["random.torch"])
     if "random.cuda" in state:
@@ -131,6 +141,14 @@ def _optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
         for index, values in state.items()
         for name, value in values.items()
     }
+
+
+def _scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
+    return (
+        {}
+        if scaler is None
+        else {SCALER + name: torch.tensor(value) for name, value in scaler.state_dict().items()}
+    )
 
 
 def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

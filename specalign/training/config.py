@@ -164,8 +164,9 @@ class OptimiserConfig:
     """Passes of one optimiser step; weighted by tokens, they equal one big batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
-    precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Autocast of the student's forward pass; auto: bfloat16 on CUDA, else none. Weights stay float32."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Autocast of the student's forward pass; auto: bfloat16 on CUDA, else none. float16, for GPUs without bfloat16,
+    scales the loss and leaves a step out where that overflows. Weights stay float32."""
     __pydantic_config__ = STRICT
 
 
@@ -198,6 +199,8 @@ class LoggingConfig:
     """Steps between checkpoints; 0: none."""
     keep_checkpoints: int = 2
     """Checkpoints kept, the latest ones."""
+    trackers: tuple[str, ...] = ()
+    """Where the lines of train.jsonl go too: tensorboard, wandb, mlflow, ... (any tracker of accelerate's)."""
     best: Metric | None = None
     """Validation metric whose best weights become the result; none: the last weights."""
     __pydantic_config__ = STRICT
@@ -348,6 +351,10 @@ def check(config: TrainConfig) -> None:
         raise UserError(f"optimiser.warmup is a share of the budget in 0 <= warmup < 1, not {optimiser.warmup}")
     if config.logging.best == "probe_tau" and not config.logging.probe_prompts:
         raise UserError("logging.best = probe_tau needs logging.probe_prompts")
+    if config.logging.trackers:
+        from specalign.training.tracking import require_trackers
+
+        require_trackers(config.logging.trackers)
     budget = config.budget
     if config.method not in UNTRAINED and not (budget.steps or budget.seconds or budget.tokens):
         raise UserError("no budget: set budget.steps, budget.seconds or budget.tokens")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss, states
+from specalign.training.tracking import Trackers
 from specalign.training.validation import Validation, as_fields, disagreement, make_validation
 
 
@@ -59,6 +60,10 @@ class Run:
     packed: bool
     teacher_states: TeacherStates | None = None
     """The teacher's states along fixed responses; None: computed anew in every step."""
+    scaler: torch.amp.GradScaler | None = None
+    """Scales the loss of float16 training; None in other precisions."""
+    trackers: Trackers | None = None
+    """Experiment trackers of rank 0, open while the loop runs."""
     position: Position = field(default_factory=Position)
     step_s: float = 0.0
     """Seconds of the last step."""
@@ -99,14 +104,34 @@ def train(config: TrainConfig, materials: Materials) -> Path:
         print(f"{path}: {covered}", flush=True)
     resume(run)
     begun = time.monotonic() - run.position.wall_s
-    if run.position.step == 0:
-        validate(run, begun)
-    with progress_bar(f"{config.method} -> {path}", 1.0) as bar:
+    with tracking(run), progress_bar(f"{config.method} -> {path}", 1.0) as bar:
+        if run.position.step == 0:
+            validate(run, begun)
         loop(run, bar, begun)
     if distributed.rank() == 0:
         stamp |= {"data": data_facts(materials), "draft_vocabulary": asdict(covered) if covered else {}}
         finish(run, materials, stamp, begun)
     return path
+
+
+@contextmanager
+def tracking(run: Run) -> Iterator[None]:
+    """Open the run's trackers, and close them whatever happens."""
+    names = run.config.logging.trackers
+    if names and distributed.rank() == 0:
+        run.trackers = Trackers(names, run.path, as_table(run.config))
+    try:
+        yield
+    finally:
+        if run.trackers:
+            run.trackers.finish()
+
+
+def note(run: Run, fields: dict[str, Any]) -> None:
+    """One line of train.jsonl, and of the trackers."""
+    folder.append_log(run.path, fields)
+    if run.trackers:
+        run.trackers.log(fields)
 
 
 def start_run(config: TrainConfig, materials: Materials) -> Run:
@@ -134,6 +159,7 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
         validation=shared_validation(materials, config.logging.probe_gamma),
         packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
         teacher_states=materials.teacher_states if config.teacher.reuse_states else None,
+        scaler=torch.amp.GradScaler(student.device.type) if config.optimiser.precision == "float16" else None,
     )
 
 
@@ -178,7 +204,9 @@ def resume(run: Run) -> None:
     """Go on from the last checkpoint, if there is one."""
     checkpoints = list_checkpoints(run.path)
     if checkpoints:
-        run.position = load_checkpoint(checkpoints[-1], run.pair.student, run.optimiser, run.generator)
+        run.position = load_checkpoint(
+            checkpoints[-1], run.pair.student, run.optimiser, run.generator, run.scaler
+        )
         if distributed.rank() == 0:
             print(f"{run.path}: resuming after step {run.position.step}", flush=True)
     distributed.wait_for_all()
@@ -220,7 +248,13 @@ def loop(run: Run, bar: Bar, begun: float) -> None:
             validate(run, begun)
         if log.checkpoint_every and position.step % log.checkpoint_every == 0:
             save_checkpoint(
-                run.path, run.pair.student, run.optimiser, run.generator, position, keep=log.keep_checkpoints
+                run.path,
+                run.pair.student,
+                run.optimiser,
+                run.generator,
+                position,
+                run.scaler,
+                keep=log.keep_checkpoints,
             )
     if run.config.method not in UNTRAINED:
         validate(run, begun)
@@ -243,11 +277,18 @@ def step(run: Run) -> StepReport:
         loss, n_tokens, scored = accumulate(run, rows)
     distributed.sum_gradients(run.parameters)
     (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
+    if run.scaler:
+        run.scaler.unscale_(run.optimiser)
     norm = float(clip_gradients(run.parameters, config.max_grad_norm))
-    if not math.isfinite(loss) or not math.isfinite(norm):
+    may_overflow = run.scaler is not None and run.scaler.get_scale() > 1
+    if not math.isfinite(loss) or not (math.isfinite(norm) or may_overflow):
         raise UserError(_explain_non_finite(run, loss, norm, rows))
     with memory_advice(run.config, "update"):  # its state is allocated in the first step
-        run.optimiser.step()
+        if run.scaler:
+            run.scaler.step(run.optimiser)  # leaves the step out where the scaled loss overflowed
+            run.scaler.update()
+        else:
+            run.optimiser.step()
     run.optimiser.zero_grad(set_to_none=True)
     position.step += 1
     position.n_prompts += n_prompts
@@ -302,7 +343,7 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[L
             chunk_tokens = run.config.objective.chunk_tokens
             losses = per_token_loss(run.pair, layout, run.objective, known, chunk_tokens=chunk_tokens)
         loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
-        loss.backward()
+        (run.scaler.scale(loss) if run.scaler else loss).backward()
         loss_sum += float(loss.detach())
         scored.append((layout, known))
     return distributed.total([loss_sum], device)[0], int(n_tokens), tuple(scored)
@@ -348,8 +389,10 @@ def writer(run: Run) -> Writer:
 
 
 def autocast(run: Run) -> Any:
-    """bfloat16 autocast where the recipe or the device asks for it."""
+    """Half precision where the recipe or the device asks for it."""
     kind, device = run.config.optimiser.precision, run.pair.student.device
+    if kind == "float16":
+        return torch.autocast(device.type, dtype=torch.float16)
     if kind == "bfloat16" or (kind == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
@@ -368,7 +411,7 @@ def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: fl
         "k": report.k,
         "dt_s": dt_s,
         "lr": report.lr,
-        "grad_norm": report.grad_norm,
+        "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
         "n_tokens": position.n_tokens,
         "student_share": position.n_on_policy / position.n_prompts,
         "rollout_s": report.rollout_s,
@@ -376,7 +419,7 @@ def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: fl
         "train_s": position.train_s,
         "wall_s": position.wall_s,
     }
-    folder.append_log(run.path, fields)
+    note(run, fields)
 
 
 def validate(run: Run, begun: float) -> None:
@@ -402,7 +445,7 @@ def validate(run: Run, begun: float) -> None:
         "train_s": run.position.train_s,
         "wall_s": run.position.wall_s,
     }
-    folder.append_log(run.path, fields)
+    note(run, fields)
     print(
         f"[validation {run.position.step}] alpha={score.alpha:.3f} agree={score.agreement:.3f} "
         f"tau={score.tau:.2f} ({score.n_positions} positions)",

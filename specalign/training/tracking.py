@@ -1,0 +1,71 @@
+"""TensorBoard and other experiment trackers, by accelerate's own classes: what train.jsonl gets, they get."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+
+from specalign.errors import UserError, unknown
+
+PROJECT = "specalign"
+
+
+def require_trackers(names: Sequence[str]) -> None:
+    """Raise UserError for a tracker that accelerate does not know, or whose package is missing."""
+    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+    available = set(map(str, get_available_trackers()))
+    for name in names:
+        if name not in known:
+            raise unknown("logging.trackers entry", name, known)
+        if name not in available:
+            extra = " or specalign[train]" if name == "tensorboard" else ""
+            raise UserError(
+                f"logging.trackers: the package of {name!r} is not installed (pip install {name}{extra})"
+            )
+
+
+class Trackers:
+    """The trackers of one run; rank 0 has them."""
+
+    def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
+        self.trackers = [_start(name, run) for name in names]
+        for tracker in self.trackers:
+            tracker.store_init_configuration(_flat(config))
+
+    def log(self, fields: Mapping[str, Any]) -> None:
+        """The numbers of one line of train.jsonl, under its kind, at its step."""
+        kind, step = fields["kind"], fields["step"]
+        values = {f"{kind}/{key}": value for key, value in fields.items() if _is_number(key, value)}
+        for tracker in self.trackers:
+            tracker.log(values, step=step)
+
+    def finish(self) -> None:
+        """Write what is buffered."""
+        for tracker in self.trackers:
+            tracker.finish()
+
+
+def _start(name: str, run: Path) -> Any:
+    kind: Any = LOGGER_TYPE_TO_CLASS[name]
+    tracker = kind(run.name, run / name) if kind.requires_logging_directory else kind(PROJECT)
+    if hasattr(tracker, "start"):  # newer accelerate starts a tracker apart from making it
+        tracker.start()
+    return tracker
+
+
+def _is_number(key: str, value: object) -> bool:
+    return key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one of dotted names; lists as text, since hyper-parameter tables take scalars alone."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
