@@ -134,7 +134,9 @@ class ObjectiveConfig:
     teacher_temperature: float = 1.0
     """Divides the teacher's logits first; below 1: a sharper teacher, for greedy decoding."""
     keep: float = 1.0
-    """Share of tokens trained on, those with the largest loss; 1: all."""
+    """Share of tokens trained on, those with the largest loss (beyond the reference's, if there is one); 1: all."""
+    reference: str = ""
+    """A drafter trained before (folder or model name), whose loss keep subtracts: AdaSPEC's selection."""
     chunk_tokens: int = 0
     """Positions whose logits are in memory at a time; 0: 64 MiB of logits."""
     __pydantic_config__ = STRICT
@@ -355,6 +357,8 @@ def check(config: TrainConfig) -> None:
         from specalign.training.tracking import require_trackers
 
         require_trackers(config.logging.trackers)
+    if config.objective.reference and config.objective.keep == 1:
+        raise UserError("objective.reference selects tokens: set objective.keep below 1 too")
     budget = config.budget
     if config.method not in UNTRAINED and not (budget.steps or budget.seconds or budget.tokens):
         raise UserError("no budget: set budget.steps, budget.seconds or budget.tokens")

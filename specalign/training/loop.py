@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,8 @@ class Run:
     """CPU generator of rollouts and mix."""
     validation: Validation
     packed: bool
+    reference: Pair | None = None
+    """The drafter whose loss the selection of tokens subtracts, with the student's head; None: no such drafter."""
     teacher_states: TeacherStates | None = None
     """The teacher's states along fixed responses; None: computed anew in every step."""
     scaler: torch.amp.GradScaler | None = None
@@ -157,10 +159,17 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
         adamw(student, config.optimiser),
         torch.Generator().manual_seed(config.seed),
         validation=shared_validation(materials, config.logging.probe_gamma),
+        reference=reference_of(config, materials, pair) if trains else None,
         packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
         teacher_states=materials.teacher_states if config.teacher.reuse_states else None,
         scaler=torch.amp.GradScaler(student.device.type) if config.optimiser.precision == "float16" else None,
     )
+
+
+def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair | None:
+    """AdaSPEC's reference drafter beside the same teacher, over the ids of the student's head."""
+    name = config.objective.reference
+    return replace(pair, student=materials.reference(name)) if name else None
 
 
 def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:
@@ -341,7 +350,14 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[L
         known = teacher_states_of(run, group, layout)
         with autocast(run):
             chunk_tokens = run.config.objective.chunk_tokens
-            losses = per_token_loss(run.pair, layout, run.objective, known, chunk_tokens=chunk_tokens)
+            losses = per_token_loss(
+                run.pair,
+                layout,
+                run.objective,
+                known,
+                reference_loss=reference_loss_of(run, layout, known),
+                chunk_tokens=chunk_tokens,
+            )
         loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
         (run.scaler.scale(loss) if run.scaler else loss).backward()
         loss_sum += float(loss.detach())
@@ -357,6 +373,15 @@ def teacher_states_of(run: Run, rows: Sequence[Row], layout: Layout) -> Tensor |
         return run.teacher_states.of(rows, packed=run.packed)
     with torch.no_grad():
         return states(run.pair.teacher, layout)
+
+
+@torch.no_grad()
+def reference_loss_of(run: Run, layout: Layout, known: Tensor | None) -> Tensor | None:
+    """[N] the objective, on all tokens, of the reference drafter; None without one."""
+    if run.reference is None:
+        return None
+    whole, chunk_tokens = replace(run.objective, keep=1.0), run.config.objective.chunk_tokens
+    return per_token_loss(run.reference, layout, whole, known, chunk_tokens=chunk_tokens)
 
 
 def counted(run: Run, layout: Layout) -> Tensor:

@@ -67,6 +67,7 @@ class Materials:
     """Laid out and scored by the teacher once."""
     _teacher_states: TeacherStates | None = None
     _starts: dict[StudentConfig, PreTrainedModel] = field(default_factory=dict)
+    _references: dict[str, PreTrainedModel] = field(default_factory=dict)
     _vocabularies: dict[int, Tensor] = field(default_factory=dict)
 
     @property
@@ -125,6 +126,12 @@ class Materials:
         if config not in self._starts:
             self._starts[config] = self._start(config)
         return copy.deepcopy(self._starts[config])
+
+    def reference(self, name: str) -> PreTrainedModel:
+        """The frozen drafter whose loss the selection of tokens subtracts."""
+        if name not in self._references:
+            self._references[name] = _existing_student(self, name).eval().requires_grad_(False)
+        return self._references[name]
 
     @contextmanager
     def _timed(self, what: str) -> Iterator[None]:

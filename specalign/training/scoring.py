@@ -61,11 +61,18 @@ def can_pack(model: PreTrainedModel) -> bool:
 
 
 def per_token_loss(
-    pair: Pair, layout: Layout, objective: Objective, teacher_states: Tensor | None, *, chunk_tokens: int = 0
+    pair: Pair,
+    layout: Layout,
+    objective: Objective,
+    teacher_states: Tensor | None,
+    *,
+    reference_loss: Tensor | None = None,
+    chunk_tokens: int = 0,
 ) -> Tensor:
     """Loss [N] of the student at every scored token; gradients reach the student alone.
 
     ``teacher_states`` [N, d] are the teacher's at the same positions; None for an objective that needs none.
+    ``reference_loss`` [N] is what an objective that selects tokens subtracts first.
     """
     student, teacher = pair.heads()
     return chunked_loss(
@@ -74,6 +81,7 @@ def per_token_loss(
         None if teacher_states is None else (teacher_states, teacher),
         labels=columns_of(layout.labels, student),
         sequence_ids=layout.sequence_ids,
+        reference_loss=reference_loss,
         chunk_tokens=chunk_tokens or None,
     )
 
