@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 import transformers
+from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -35,10 +36,11 @@ from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
+from specalign.results import atomic_path
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Tokens, Writer, responses_key, stored_responses
+from specalign.training.rollouts import Tokens, Writer, read_tensors, responses_key, stored_responses
 
 if TYPE_CHECKING:
     from specalign.training.validation import Validation
@@ -85,7 +87,11 @@ class Materials:
         return self._teacher_states
 
     def _states_folder(self) -> Path:
-        facts = {
+        return cache_dir() / "states" / responses_key(self._teacher_facts())
+
+    def _teacher_facts(self) -> dict[str, str]:
+        """What determines the teacher's states but the text."""
+        return {
             "teacher": teacher_identity(self.config.teacher.model, self.teacher),
             "dtype": str(self.teacher.dtype),
             "quantization": self.config.teacher.quantization,
@@ -94,7 +100,6 @@ class Materials:
             "torch": torch.__version__,
             "transformers": transformers.__version__,
         }
-        return cache_dir() / "states" / responses_key(facts)
 
     def responses(self, split: Split) -> dict[str, Tokens]:
         """The teacher's response to each prompt of a split, from the cache where it is there."""
@@ -150,9 +155,33 @@ class Materials:
         student = slice_layers(self.teacher, chosen["decoder"], chosen.get("encoder")).float()
         if config.start == "aligned":
             self.responses("train")
+            with main_process_first():
+                self._refit(student, chosen, config)
+        return student
+
+    def _refit(
+        self, student: PreTrainedModel, chosen: Mapping[Tower, Sequence[int]], config: StudentConfig
+    ) -> None:
+        """Align the slice, or take what an earlier command fitted to the same teacher on the same texts."""
+        facts = {
+            "layers": {tower: tuple(layers) for tower, layers in chosen.items()},
+            "ridge": config.ridge,
+            "texts": self._alignment_texts(config.align_tokens),
+        }
+        path = cache_dir() / "starts" / f"{responses_key(self._teacher_facts() | facts)}.safetensors"
+        fitted = read_tensors(path)
+        if fitted is None:
+            sliced = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
             for tower, layers in chosen.items():  # the decoder is fitted to what the fitted encoder gives it
                 self._align(student, layers, tower, config)
-        return student
+            fitted = {
+                name: parameter.detach().contiguous()
+                for name, parameter in student.named_parameters()
+                if not torch.equal(parameter, sliced[name])
+            }
+            with atomic_path(path) as partial:
+                save_file(fitted, partial)
+        student.load_state_dict(fitted, strict=False)
 
     def _layers(self, config: StudentConfig, tower: Tower, n_keep: int) -> tuple[int, ...]:
         n_layers = len(tower_layers(self.teacher, tower))

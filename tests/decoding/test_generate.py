@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding import Adaptive, Drafter, Generation, ModelDrafter, PromptLookup, generate
 from specalign.errors import UserError
+from specalign.models.tiny import FAMILIES
 
 Build = Callable[..., PreTrainedModel]
 Naive = Callable[..., list[int]]
@@ -134,27 +136,56 @@ def test_bad_numbers_and_names_are_refused(build: Build) -> None:
         generate(target, None, [3], temperature=1.0, top_p=0.0)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
+ANY_BATCH = given(
+    family=st.sampled_from(FAMILIES),
+    kind=st.sampled_from(["model", "trimmed", "adaptive", "lookup"]),
     prompts=st.lists(st.lists(st.integers(3, 39), min_size=1, max_size=12), min_size=1, max_size=4),
     gamma=st.integers(1, 8),
     n_new=st.integers(1, 20),
     eos=st.sets(st.integers(0, 39), max_size=6),
     noise=st.sampled_from([0.0, 0.02, 0.1, 0.3]),
 )
-def test_any_batch_decodes_as_its_rows_do(
+"""Lengths, end-of-sequence ids, prompts, drafters from useless to identical, of every family."""
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+def require_rows_of(
     build: Build,
     naive_greedy: Naive,
+    *,
+    family: str,
+    kind: str,
     prompts: list[list[int]],
     gamma: int,
     n_new: int,
     eos: set[int],
     noise: float,
 ) -> None:
-    target, drafter = build("qwen2"), ModelDrafter(build("qwen2", noise=noise))
-    result = generate(target, drafter, prompts, gamma=gamma, max_new_tokens=n_new, eos=tuple(eos))
+    """Each row of the batch is what a loop without a cache gives for its prompt alone."""
+    model = build(family, noise=noise)
+    kinds: dict[str, Drafter] = {
+        "model": ModelDrafter(model),
+        "trimmed": ModelDrafter(model, torch.arange(0, 40, 3)),
+        "adaptive": ModelDrafter(model, adaptive=Adaptive(0.15, (1.0, 1.1))),
+        "lookup": PromptLookup(),
+    }
+    target = build(family)
+    result = generate(target, kinds[kind], prompts, gamma=gamma, max_new_tokens=n_new, eos=tuple(eos))
     assert result.token_ids == [naive_greedy(target, prompt, n_new, tuple(eos)) for prompt in prompts]
     require_sound(result)
+
+
+@settings(SETTINGS, max_examples=60)
+@ANY_BATCH
+def test_any_batch_decodes_as_its_rows_do(build: Build, naive_greedy: Naive, **drawn: Any) -> None:
+    require_rows_of(build, naive_greedy, **drawn)
+
+
+@pytest.mark.slow
+@settings(SETTINGS, max_examples=600)
+@ANY_BATCH
+def test_many_batches_decode_as_their_rows_do(build: Build, naive_greedy: Naive, **drawn: Any) -> None:
+    require_rows_of(build, naive_greedy, **drawn)
 
 
 def test_sampling_depends_on_the_generator_alone(build: Build) -> None:
