@@ -8,7 +8,7 @@ DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
 BUDGET ?= 24_000
 SEEDS ?= 0 1 2
 PROMPTS ?= 12
-STUDY_ARMS := seqkd forward_kl jsd tvd accepted_length rank_pure rank_calibrated jsd_rank gkd
+STUDY_ARMS := seqkd forward_kl jsd rank_pure rank_calibrated rank_anchored jsd_rank gkd
 STUDY_SINGLE := untrained aligned broken_start four_layers full_head
 
 .PHONY: help demo study test test-slow test-vllm lint types venv clean

@@ -158,8 +158,6 @@ def _hypotheses(compared: Sequence[Comparison], settings: Sequence[Setting]) -> 
     asked = [
         ("1. At temperature 0 the pure rank loss accepts more than forward KL", "rank_pure", 0.0),
         ("2. When sampling, JSD accepts more than forward KL", "jsd", 1.0),
-        ("2. When sampling, TVD accepts more than forward KL", "tvd", 1.0),
-        ("2. When sampling, the accepted length accepts more than forward KL", "accepted_length", 1.0),
         ("2. When sampling, the pure rank loss accepts less than forward KL", "rank_pure", 1.0),
         (
             "3. On-policy branches accept more than forward KL on the teacher's responses (temperature 0)",

@@ -24,8 +24,9 @@ def rank_order(
     margin: float = 0.0,
     tau: float = 1.0,
     calibration: float = 1.0,
+    anchor: float = 0.0,
 ) -> Tensor:
-    """ranking * Plackett-Luce over the teacher's top tokens + pairwise * contrast + calibration * TVD.
+    """ranking * Plackett-Luce over the teacher's top tokens + pairwise * contrast + (calibration + anchor l*) TVD.
 
     With z the student's logits, pi the teacher's ``top_k`` tokens in falling order of p, w_i = p(pi_i)^a /
     sum_j p(pi_j)^a (a = ``weight_power``), and N the student's own ``n_negatives`` likeliest tokens outside
@@ -38,16 +39,19 @@ def rank_order(
     alone. The first term is a top-weighted ListMLE (Xia et al. 2008). With ``rest``, its first summand is
     -log q(argmax p), at least log 2 wherever the greedy draft is rejected: at temperature 0 the loss bounds
     the rejections (docs/objectives.md states the sharp form). Ranks say nothing of sum min(p, q), what counts
-    when sampling: there ``calibration`` > 0 anchors q to p. (One screening run on SmolLM2 found the
-    calibrated form best and no gain from the contrast, hence the defaults.)
+    when sampling: there ``calibration`` > 0 pulls q towards p. l*(p) = (1 + sum_{i=2..k} p(pi_i) / S_i) / P_k, with
+    S_i the mass that ranks before i leave and P_k that of the list, is the least factor with which q = p is a local
+    minimum (docs/objectives.md): ``anchor`` > 1 anchors every token there, whatever its distribution.
+    (One screening run on SmolLM2 found the calibrated form best and no gain from the contrast, hence the defaults.)
 
     Logits [..., C] -> [...], >= 0, in float32 or better; 0 at p = q for the calibration alone. ``labels`` are
     not used. Raises ValueError for top_k < 1, n_negatives < 1, tau <= 0, a negative factor or power.
     """
-    if top_k < 1 or n_negatives < 1 or tau <= 0 or min(ranking, pairwise, calibration, weight_power) < 0:
+    factors = ranking, pairwise, calibration, anchor, weight_power
+    if top_k < 1 or n_negatives < 1 or tau <= 0 or min(factors) < 0:
         raise ValueError(
-            "rank_order needs top_k, n_negatives >= 1, tau > 0, and no negative ranking, pairwise, calibration "
-            "or weight_power"
+            "rank_order needs top_k, n_negatives >= 1, tau > 0, and no negative ranking, pairwise, calibration, "
+            "anchor or weight_power"
         )
     log_p = log_probabilities(teacher_logits)
     log_q = log_probabilities(student_logits)
@@ -67,9 +71,17 @@ def rank_order(
         gap = top_log_p.unsqueeze(-1) - log_p.gather(-1, negative).unsqueeze(-2)
         excess = negative_z.unsqueeze(-2) - top_z.unsqueeze(-1) + margin * gap
         loss = loss + pairwise * (weights * functional.softplus(excess / tau).mean(-1)).sum(-1)
-    if calibration > 0:
-        loss = loss + calibration * total_variation(log_p.exp(), log_q.exp())
+    if calibration > 0 or anchor > 0:
+        factor = calibration + (anchor * ranking * _least_anchor(top_log_p.exp()) if anchor > 0 else 0.0)
+        loss = loss + factor * total_variation(log_p.exp(), log_q.exp())
     return loss
+
+
+def _least_anchor(top_p: Tensor) -> Tensor:
+    """l* of the teacher's top probabilities [..., k], in falling order."""
+    before = top_p.cumsum(-1) - top_p
+    shares = top_p / (1 - before).clamp(min=torch.finfo(top_p.dtype).eps)
+    return (1 + shares[..., 1:].clamp(max=1).sum(-1)) / top_p.sum(-1)
 
 
 def _plackett_luce(top_z: Tensor, outside: Tensor, weights: Tensor) -> Tensor:

@@ -204,3 +204,17 @@ def test_the_calibration_that_anchors_q_at_p(top_k: int) -> None:
     assert 1 / P[:top_k].sum() <= threshold <= top_k / P[:top_k].sum()
     assert (change(1.01 * threshold) > 0).all()
     assert (change(0.99 * threshold) < 0).any()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_the_anchor_is_that_calibration_token_by_token(top_k: int) -> None:
+    """For teachers of every sharpness at once, and for one whose list leaves nothing."""
+    teacher = torch.stack([P.log() * power for power in (0.2, 1.0, 3.0)]).log_softmax(-1)
+    student = Z.expand_as(teacher)
+    found = rank_order(student, teacher, top_k=top_k, calibration=0.5, anchor=1.3)
+    least = [anchor(p.exp(), top_k) for p in teacher]
+    for ours, row, factor in zip(found, teacher, least, strict=True):
+        expected = rank_order(Z, row, top_k=top_k, calibration=0.5 + 1.3 * factor)
+        assert ours.item() == pytest.approx(expected.item())
+    sure = torch.tensor([300.0, 0.0, -300.0, -600.0])
+    assert rank_order(sure, sure, top_k=top_k, calibration=0.0, anchor=1.0).isfinite()
