@@ -71,6 +71,12 @@ def answer(run: RunFiles, curves: Curves) -> list[str]:
     lines = ["# Which objective, for which decoding", ""]
     for setting in settings:
         lines += [_verdict(run, arms, compared, setting), ""]
+    lines += [
+        _held_out(curves, "alpha", "α at temperature 1"),
+        "",
+        _held_out(curves, "agreement", "argmax agreement"),
+        "",
+    ]
     lines += [*_correlation(run, arms), "", *_hypotheses(compared, settings), ""]
     for setting in settings:
         lines += [
@@ -150,6 +156,24 @@ def _verdict(
     return (
         f"**Temperature {setting[0]:g}: {best} is the fastest trained objective, "
         f"{interval(speeds[best], unit='x')} over the plain target**, {told}{beside}."
+    )
+
+
+def _held_out(curves: Curves, key: str, name: str) -> str:
+    """Which arm ends highest on the validation prompts, along the teacher's own responses, and how clearly."""
+    ends = {arm: [rows[-1][key] for rows in seeds.values()] for arm, seeds in curves.items()}
+    best = max(ends, key=lambda arm: np.mean(ends[arm]))
+    others = {arm: max(values) for arm, values in ends.items() if arm != best}
+    closest = max(others, key=lambda arm: others[arm])
+    apart = min(ends[best]) > others[closest]
+    verdict = (
+        f"each of its seeds above every seed of every other (the closest: {closest}, at most {others[closest]:.3f})"
+        if apart
+        else f"within the seeds of others (up to {others[closest]:.3f}, {closest})"
+    )
+    return (
+        f"**Teacher-forced {name} on held-out prompts: {best} ends highest, {np.mean(ends[best]):.3f} "
+        f"({_range(ends[best])})**, {verdict}."
     )
 
 

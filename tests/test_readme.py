@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import shlex
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from specalign.benchmarks.cli import COMMANDS, parse_run
+from specalign.probes import read_run
 from specalign.reports.tables import comparison
 from specalign.results import read_result
 from specalign.training.cli import COMMANDS as TRAIN_COMMANDS
@@ -64,12 +66,39 @@ def test_the_tree_names_every_folder() -> None:
 
 
 def test_the_demos_table_comes_out_of_the_published_result() -> None:
-    (run,) = set(re.findall(r"\]\((reports/[^/]+)/", README))
-    rows = read_result(ROOT / run).rows
+    rows = read_result(ROOT / published("demo")).rows
     shown = README.split("<!-- demo table: begin -->")[1].split("<!-- demo table: end -->")[0]
     for temperature in sorted({row.temperature for row in rows}):
         expected = "\n".join(comparison([row for row in rows if row.temperature == temperature]))
         assert expected in shown
+
+
+def published(kind: str) -> str:
+    """The one run of this kind that README links."""
+    (run,) = {run for run in re.findall(r"\]\((reports/[^/]+)/", README) if f"_{kind}" in run}
+    return run
+
+
+def test_the_studys_answer_comes_out_of_its_page() -> None:
+    page = (ROOT / published("study") / "answer.md").read_text(encoding="utf-8").splitlines()
+    shown = README.split("<!-- study: begin -->")[1].split("<!-- study: end -->")[0].splitlines()
+    lines = [line for line in shown if line]
+    assert lines
+    assert not [line for line in lines if line not in page]
+
+
+@pytest.mark.slow
+def test_the_studys_page_comes_out_of_its_records() -> None:
+    folder = ROOT / published("study")
+    name = "study_answer"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    curves = json.loads((folder / module.TRAINING).read_text(encoding="utf-8"))
+    page = (folder / "answer.md").read_text(encoding="utf-8").splitlines()
+    assert [line for text in module.answer(read_run(folder), curves) for line in text.split("\n")] == page
 
 
 def test_the_quantisation_table_comes_out_of_its_file() -> None:
