@@ -118,7 +118,10 @@ class CompiledStep:
             return torch.cat([first, self(ids[:, most:], [length + most for length in lengths])], 1)
         n_rows, n = ids.shape
         size = next(size for size in self.graphs if size >= n)
-        padded = functional.pad(ids, (0, size - n, 0, self.shapes.n_rows - n_rows))
+        padded = ids.new_zeros(
+            self.shapes.n_rows, size
+        )  # never a view: other strides would compile another graph
+        padded[:n_rows, :n] = ids
         starts = [*lengths, *[0] * (self.shapes.n_rows - len(lengths))]
         positions = to_device(starts, self.device).unsqueeze(1) + torch.arange(size, device=self.device)
         if self.device.type == "cuda":

@@ -7,9 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from specalign.decoding import ModelDrafter, PromptLookup, Shapes, Stepper, generate, make_stepper
+from specalign.decoding.session import Session
 from specalign.models.packing import PackedLinear, can_pack
 
 Build = Callable[..., PreTrainedModel]
@@ -65,6 +67,15 @@ def test_a_compiled_llama_decodes_and_refuses_what_it_was_not_compiled_for(
         assert generate(target, drafter, prompt, gamma=2, max_new_tokens=10).token_ids == [
             naive_greedy(model, prompt, 10)
         ]
+    n_graphs = counters["stats"]["unique_graphs"]
+    with torch.inference_mode():
+        session = Session.start(target, [prompt], 8)
+        before = list(session.lengths)
+        whole = session.extend(torch.tensor([[5, 9, 31, 7, 12]]))  # more than any size, in several calls
+        session.rollback(before)
+        one_by_one = [session.extend(torch.tensor([[token]])) for token in (5, 9, 31, 7, 12)]
+    assert torch.allclose(whole, torch.cat(one_by_one, 1))
+    assert counters["stats"]["unique_graphs"] == n_graphs  # nothing is compiled again while decoding
     with pytest.raises(ValueError, match="compiled for batches of 1, not 3"):
         generate(target, None, PROMPTS, max_new_tokens=4)
     with pytest.raises(ValueError, match="compiled for 32 positions, 44 are needed"):
