@@ -256,7 +256,7 @@ def step_costs(stepper: Stepper, drafter: ModelDrafter, prompt: Sequence[int]) -
     target = Session.start(stepper, [list(prompt)], 2 * GAMMA)
     times = [call_seconds(target, n) for n in range(1, GAMMA + 2)]
     small = call_seconds(Session.start(drafter.ready, [list(prompt)], 2 * GAMMA), 1)
-    return Adaptive(small / times[0], tuple(seconds / times[0] for seconds in times))
+    return Adaptive.measured(small, times)
 
 
 @torch.inference_mode()

@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from specalign.benchmarks.config import TARGET, BenchConfig
+from specalign.benchmarks.config import ADAPTIVE, TARGET, BenchConfig
 from specalign.benchmarks.measure import call_probes
 from specalign.benchmarks.prediction import mean_call_seconds
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Adaptive, Drafter, ModelDrafter
-from specalign.errors import UserError
 from specalign.probes import Probe
 from specalign.progress import progress_bar
 
-SUFFIX = "_adaptive"
 ROUNDS = 3
 """Times that the calls are timed, each after one of the run's three contexts; a round before them warms up."""
 
@@ -29,10 +27,8 @@ def with_adaptive(suite: Suite, config: BenchConfig) -> Suite:
     for name, drafter in suite.drafters.items():
         drafters[name] = drafter
         if isinstance(drafter, ModelDrafter):
-            if name + SUFFIX in suite.drafters:
-                raise UserError(f"--drafter {name}{SUFFIX}: the name is taken by decoding.adaptive")
-            drafters[name + SUFFIX] = replace(drafter, adaptive=_costs(name, config, probes))
-    infos = [[info, replace(info, name=info.name + SUFFIX)] for info in suite.drafter_infos]
+            drafters[name + ADAPTIVE] = replace(drafter, adaptive=_costs(name, config, probes))
+    infos = [[info, replace(info, name=info.name + ADAPTIVE)] for info in suite.drafter_infos]
     return replace(suite, drafters=drafters, drafter_infos=[info for pair in infos for info in pair])
 
 
@@ -58,8 +54,7 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
 def _costs(name: str, config: BenchConfig, probes: list[Probe]) -> Adaptive:
     gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
     target = [_seconds(probes, TARGET, None, n) for n in range(1, gamma + 2)]
-    draft = _seconds(probes, name, temperature, gamma) / gamma
-    return Adaptive(draft / target[0], tuple(seconds / target[0] for seconds in target))
+    return Adaptive.measured(_seconds(probes, name, temperature, gamma) / gamma, target)
 
 
 def _seconds(probes: list[Probe], method: str, temperature: float | None, n_tokens: int) -> float:

@@ -12,6 +12,8 @@ from specalign.config import STRICT
 from specalign.errors import UserError
 
 TARGET, LOOKUP = "target", "prompt_lookup"
+ADAPTIVE = "_adaptive"
+"""End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
 ALONE = "alone"
 """Rule of records in which a drafter decodes on its own."""
 
@@ -153,7 +155,10 @@ def check(config: BenchConfig) -> None:
     for name in config.include:
         if name != LOOKUP:
             raise UserError(f"unknown drafter {name!r} in include (choices: {LOOKUP})")
-    named_drafters(config)
+    names = named_drafters(config)
+    for name in names:
+        if decoding.adaptive and name + ADAPTIVE in names:
+            raise UserError(f"--drafter {name}{ADAPTIVE}: the name is taken by decoding.adaptive")
     _check_engine(config)
 
 

@@ -6,6 +6,7 @@ before it, and whether a further token was drafted is known before that token is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 FORGETTING = 0.95
@@ -42,6 +43,11 @@ class Adaptive:
     def __post_init__(self) -> None:
         if self.c < 0 or any(ratio <= 0 for ratio in self.verify):
             raise ValueError(f"need c >= 0 and positive ratios of verification: {self}")
+
+    @classmethod
+    def measured(cls, draft_s: float, target_s: Sequence[float]) -> Adaptive:
+        """From the seconds of drafting one token, and of a target call on 1, 2, ... tokens."""
+        return cls(draft_s / target_s[0], tuple(seconds / target_s[0] for seconds in target_s))
 
     def cost(self, n: int) -> float:
         """C_n, in plain steps."""

@@ -96,8 +96,8 @@ def _require_same_recipe(run: Path, config: TrainConfig) -> None:
     path = run / RECIPE
     if not path.is_file():
         raise UserError(f"{run} exists and is not a training run; choose another --output, or use --overwrite")
-    theirs = _flat(as_table(load_config(TrainConfig, path)))
-    ours = _flat(as_table(config))
+    theirs = flat(as_table(load_config(TrainConfig, path)))
+    ours = flat(as_table(config))
     for key in sorted(theirs.keys() | ours.keys()):
         if key.split(".")[0] not in FREE and theirs.get(key) != ours.get(key):
             raise UserError(
@@ -106,14 +106,15 @@ def _require_same_recipe(run: Path, config: TrainConfig) -> None:
             )
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, of dotted names."""
+    found: dict[str, Any] = {}
     for key, value in table.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
+            found |= flat(value, f"{prefix}{key}.")
         else:
-            flat[prefix + key] = value
-    return flat
+            found[prefix + key] = value
+    return found
 
 
 def _clear(run: Path) -> None:

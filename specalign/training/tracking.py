@@ -9,6 +9,7 @@ from typing import Any
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from specalign.errors import UserError, unknown
+from specalign.training.folder import flat
 
 PROJECT = "specalign"
 
@@ -33,7 +34,7 @@ class Trackers:
     def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
         self.trackers = [_start(name, run) for name in names]
         for tracker in self.trackers:
-            tracker.store_init_configuration(_flat(config))
+            tracker.store_init_configuration(_scalars(config))
 
     def log(self, fields: Mapping[str, Any]) -> None:
         """The numbers of one line of train.jsonl, under its kind, at its step."""
@@ -60,12 +61,9 @@ def _is_number(key: str, value: object) -> bool:
     return key != "step" and isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one of dotted names; lists as text, since hyper-parameter tables take scalars alone."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = value if isinstance(value, str | int | float | bool) else str(value)
-    return flat
+def _scalars(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted names; lists as text, since hyper-parameter tables take scalars alone."""
+    return {
+        key: value if isinstance(value, str | int | float | bool) else str(value)
+        for key, value in flat(config).items()
+    }
