@@ -44,6 +44,8 @@ def main() -> None:
         write_json(args.run / TRAINING, curves_of(args.training))
     curves: Curves = json.loads((args.run / TRAINING).read_text(encoding="utf-8"))
     run = read_run(args.run)
+    if not any(len(members) > 1 for members in _arms(run).values()):
+        parser.error(f"{args.run} has no objective with two seeds (drafters ARM-0, ARM-1): nothing to compare")
     text = "\n".join(answer(run, curves)) + "\n"
     with atomic_path(args.run / "answer.md") as partial:
         partial.write_text(text, encoding="utf-8")
