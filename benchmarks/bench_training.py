@@ -58,14 +58,14 @@ BARS = {
     "peak memory over TRL's, at most": 0.5,
     "share of a step outside generation, forward, backward and optimiser, at most": 0.03,
 }
-QWEN_STUDENT = {
+QWEN_STUDENT: dict[str, Any] = {
     "hidden_size": 896,
     "intermediate_size": 4864,
     "num_hidden_layers": 24,
     "num_attention_heads": 14,
     "num_key_value_heads": 2,
 }
-QWEN_TEACHER = {
+QWEN_TEACHER: dict[str, Any] = {
     "hidden_size": 1536,
     "intermediate_size": 8960,
     "num_hidden_layers": 28,
@@ -174,7 +174,8 @@ class Steps:
 
 def specalign_side(args: argparse.Namespace) -> dict[str, Any]:
     """`specalign-train`'s own loop, with a clock around each step."""
-    steps, spent = Steps(), defaultdict(float)
+    steps = Steps()
+    spent: dict[str, float] = defaultdict(float)
     config = recipe(args, args.models / "run")
     plain = loop.step
 
@@ -339,9 +340,9 @@ def qwen_side(args: argparse.Namespace) -> dict[str, Any]:
     folder, batch, n_prompt, n_new = args.models / "qwen", 2, args.prompt_tokens, args.new_tokens
     models = {}
     for name, sizes in (("teacher", QWEN_TEACHER), ("student", QWEN_STUDENT)):
-        config = Qwen2Config(vocab_size=151_936, tie_word_embeddings=True, **sizes)
-        config.save_pretrained(folder / name)
-        models[name] = AutoModelForCausalLM.from_config(config)
+        shape = Qwen2Config(vocab_size=151_936, tie_word_embeddings=True, **sizes)
+        shape.save_pretrained(folder / name)
+        models[name] = AutoModelForCausalLM.from_config(shape)
         models[name].generation_config.eos_token_id = None
     teacher = models["teacher"].eval().requires_grad_(False)
     config = recipe(args, folder / "run")

@@ -6,7 +6,9 @@ objectives and benchmark both come through here.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -95,17 +97,22 @@ def common_heads(student: Head, teacher: Head, n_tokens: int) -> tuple[Head, Hea
     return kept, _rows(teacher, kept.ids)
 
 
-def hidden_states(model: PreTrainedModel, **inputs: object) -> Tensor:
+def hidden_states(
+    model: PreTrainedModel, decoder: Callable[..., Any] | None = None, /, **inputs: object
+) -> Tensor:
     """What the head is applied to: last hidden states [B, T, d] after the final norm.
+
+    ``decoder`` stands for the model's own one, compiled for instance.
 
     ``inputs`` are those of the model's forward; an encoder-decoder model takes ``input_ids``,
     ``attention_mask`` and ``decoder_input_ids`` and gives the decoder's states.
     """
+    decoder = model.get_decoder() if decoder is None else decoder
     if not model.config.is_encoder_decoder:
-        return model.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        return decoder(**inputs, use_cache=False).last_hidden_state
     mask = inputs.get("attention_mask")
     encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
-    return model.get_decoder()(
+    return decoder(
         input_ids=inputs["decoder_input_ids"],
         encoder_hidden_states=encoded,
         encoder_attention_mask=mask,

@@ -146,6 +146,7 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
         materials.teacher,
         materials.n_tokens,
         materials.draft_vocabulary(config.student.draft_vocabulary),
+        torch.compile(student.get_decoder(), dynamic=True) if config.optimiser.compile else None,
     )
     trains = config.method not in UNTRAINED
     prompts, policy = usable_data(config, materials) if trains else ([], Policy(config.rollout, 1, {}, {}))
@@ -169,7 +170,7 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
 def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair | None:
     """AdaSPEC's reference drafter beside the same teacher, over the ids of the student's head."""
     name = config.objective.reference
-    return replace(pair, student=materials.reference(name)) if name else None
+    return replace(pair, student=materials.reference(name), decoder=None) if name else None
 
 
 def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,8 @@ class Pair:
     """Ids that the tokenizer can produce; rows beyond are padding."""
     draft_vocabulary: Tensor | None = None
     """[V'] ids of the drafter's trimmed head."""
+    decoder: Callable[..., Any] | None = None
+    """The student's decoder as the loss runs it, compiled for instance; None: as it is."""
 
     def heads(self) -> tuple[Head, Head]:
         """Both heads over the common ids; the student's is differentiable."""
@@ -35,7 +38,7 @@ class Pair:
         return common_heads(student, head_of(self.teacher), self.n_tokens)
 
 
-def states(model: PreTrainedModel, layout: Layout) -> Tensor:
+def states(model: PreTrainedModel, layout: Layout, decoder: Callable[..., Any] | None = None) -> Tensor:
     """[N, d] what the head is applied to at the scored tokens' predictors."""
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
     if layout.encoder is not None:
@@ -47,7 +50,7 @@ def states(model: PreTrainedModel, layout: Layout) -> Tensor:
             model.get_decoder().config, layout.visible, layout.position_ids, layout.position_ids, model.dtype
         )
         inputs["position_ids"] = layout.position_ids
-    return hidden_states(model, **inputs).flatten(0, 1)[layout.predictors]
+    return hidden_states(model, decoder, **inputs).flatten(0, 1)[layout.predictors]
 
 
 def can_pack(model: PreTrainedModel) -> bool:
@@ -77,7 +80,7 @@ def per_token_loss(
     student, teacher = pair.heads()
     return chunked_loss(
         objective,
-        (states(pair.student, layout), student),
+        (states(pair.student, layout, pair.decoder), student),
         None if teacher_states is None else (teacher_states, teacher),
         labels=columns_of(layout.labels, student),
         sequence_ids=layout.sequence_ids,

@@ -17,11 +17,21 @@ from specalign.training.config import TrainConfig
 from specalign.training.session import train_all
 
 
-def launch(recipe: Path, ranks: int) -> list[subprocess.Popen[bytes]]:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {**os.environ, "WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        port: int = free.getsockname()[1]
+    return port
+
+
+def launch(recipe: Path, ranks: int) -> list[subprocess.Popen[bytes]]:
+    """Processes by themselves, so that one can be killed alone."""
+    shared = {
+        **os.environ,
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+    }
     command = [sys.executable, "-m", "specalign.training", "--recipe", str(recipe)]
     return [
         subprocess.Popen(
@@ -38,8 +48,17 @@ def test_two_processes_equal_one(tiny: Callable[..., TrainConfig], tmp_path: Pat
     two = tiny("sft", output=tmp_path / "two", optimiser={"batch": 1, "accumulation": 2}, student=student)
     train_all([one])
     write_config(tmp_path / "two.toml", two)
-    for process in launch(tmp_path / "two.toml", 2):
-        assert process.wait(timeout=120) == 0
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc-per-node",
+        "2",
+        "--master-port",
+        str(free_port()),
+    ]
+    command = [*torchrun, "-m", "specalign.training", "--recipe", str(tmp_path / "two.toml")]
+    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
     ours, theirs = load_file(one.output / "model.safetensors"), load_file(two.output / "model.safetensors")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)

@@ -278,3 +278,19 @@ def test_gradient_checkpointing_changes_no_number(tiny: Tiny, tmp_path: Path) ->
     ours, theirs = weights(tmp_path / "a"), weights(tmp_path / "b")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_compiling_the_student_changes_numbers_by_rounding_alone(
+    tiny: Tiny, tmp_path: Path, checkpointing: bool
+) -> None:
+    train_all([tiny("gkd", output=tmp_path / "a")])
+    torch._dynamo.utils.counters.clear()
+    optimiser = {"compile": True, "gradient_checkpointing": checkpointing}
+    train_all([tiny("gkd", output=tmp_path / "b", optimiser=optimiser)])
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    ours, theirs = weights(tmp_path / "a"), weights(tmp_path / "b")
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
