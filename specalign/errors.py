@@ -8,8 +8,11 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from safetensors import SafetensorError
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 class UserError(Exception):
@@ -41,9 +44,13 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if error.errno not in UNWRITABLE:
             raise
         return _fail(program, f"cannot write {error.filename or 'the output'}: {error.strerror}")
+    except SafetensorError as error:  # its errors of the system have no errno
+        if not any(f"(os error {number})" in str(error) for number in UNWRITABLE):
+            raise
+        return _fail(program, f"cannot write the weights: {error}")
     return 0
 
 

@@ -3,6 +3,7 @@
 import errno
 
 import pytest
+from safetensors import SafetensorError
 
 from specalign.errors import UserError, run_cli, unknown
 
@@ -31,7 +32,15 @@ def test_full_disk_is_a_user_error_that_names_the_file(capsys: pytest.CaptureFix
     )
 
 
-@pytest.mark.parametrize("error", [OSError(errno.EINVAL, "Invalid argument"), ZeroDivisionError()])
+def test_weights_on_a_full_disk_are_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
+    error = SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+    assert raising(error) == 2
+    assert capsys.readouterr().err.startswith("tool: error: cannot write the weights: ")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EINVAL, "Invalid argument"), ZeroDivisionError(), SafetensorError("damaged")]
+)
 def test_our_own_defects_keep_their_traceback(error: Exception) -> None:
     with pytest.raises(type(error)):
         raising(error)
