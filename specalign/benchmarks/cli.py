@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -137,8 +136,9 @@ def _run(arguments: Sequence[str]) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     if config.engine.name == "vllm":
-        if find_spec("prometheus_client") is None:
-            raise UserError("engine.name = vllm needs two more packages: pip install 'specalign[vllm]'")
+        from specalign.serving.environment import require_client
+
+        require_client()
         from specalign.benchmarks.served import run_served
 
         run_served(config)

@@ -54,10 +54,10 @@ from specalign.serving.client import (
     settled_counts,
 )
 from specalign.serving.deploy import speculative_config
+from specalign.serving.environment import vllm_python
 from specalign.serving.load import measure_load
 from specalign.serving.server import require_vllm, serving
 
-PYTHON_VARIABLE = "SPECALIGN_VLLM_PYTHON"
 SERVED_NAME = "target"
 
 Kind = tuple[str, int]
@@ -104,11 +104,7 @@ def run_served(config: BenchConfig) -> BenchmarkResult:
 def _engine(config: BenchConfig) -> Engine:
     if config.engine.endpoint:
         return _running(config)
-    python = config.engine.python or os.environ.get(PYTHON_VARIABLE, "")
-    if not python:
-        raise UserError(
-            f"name vLLM's Python by --engine-python or ${PYTHON_VARIABLE}, or a server by --endpoint"
-        )
+    python = vllm_python(config.engine.python)
     for path in named_drafters(config).values():
         if (Path(path) / OLD_FILE).exists():
             raise UserError(

@@ -13,7 +13,7 @@ from specalign.errors import UserError, run_cli, unknown
 from specalign.training.config import TrainConfig, check, resolve, with_prompt
 
 PROGRAM = "specalign-train"
-SHARED = ("teacher", "data", "device", "attn", "rollout.teacher_temperature")
+SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temperature")
 """What is loaded, or written by the teacher, once for all runs of a command."""
 DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
 

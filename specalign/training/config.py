@@ -5,6 +5,7 @@ Precedence: flag > recipe file > the method's preset > default.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from pathlib import Path
@@ -124,6 +125,26 @@ class RolloutConfig:
 
 
 @dataclass(frozen=True)
+class EngineConfig:
+    """What writes the teacher's responses."""
+
+    name: Annotated[Literal["own", "vllm"], arg(aliases=["--rollout-engine"])] = "own"
+    """own: this process; vllm: a server of vLLM, rollout.batch requests at a time. The student writes its own here."""
+    python: Annotated[str, arg(aliases=["--engine-python"])] = ""
+    """vllm: Python of the environment that has it; empty: $SPECALIGN_VLLM_PYTHON."""
+    arguments: Annotated[str, arg(aliases=["--engine-arguments"])] = ""
+    """vllm: more arguments of vllm serve, in one word: --engine-arguments="--gpu-memory-utilization 0.5"."""
+    endpoint: Annotated[str, arg(aliases=["--endpoint"])] = ""
+    """vllm: URL of a running server of the teacher; empty: one is started where responses are missing, then ended."""
+    __pydantic_config__ = STRICT
+
+    @property
+    def words(self) -> list[str]:
+        """The arguments, one by one."""
+        return shlex.split(self.arguments)
+
+
+@dataclass(frozen=True)
 class ObjectiveConfig:
     """What is minimised; see specalign.losses.LOSSES."""
 
@@ -238,6 +259,7 @@ class TrainConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
@@ -359,6 +381,10 @@ def check(config: TrainConfig) -> None:
         from specalign.training.tracking import require_trackers
 
         require_trackers(config.logging.trackers)
+    if config.engine.name == "own" and replace(config.engine, name="vllm") != EngineConfig("vllm"):
+        raise UserError(
+            "engine.python, engine.arguments and engine.endpoint are for engine.name = vllm: set that too"
+        )
     if config.objective.reference and config.objective.keep == 1:
         raise UserError("objective.reference selects tokens: set objective.keep below 1 too")
     budget = config.budget

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -40,7 +40,7 @@ from specalign.results import atomic_path
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Tokens, Writer, read_tensors, responses_key, stored_responses
+from specalign.training.rollouts import Tokens, Writer, Writes, read_tensors, responses_key, stored_responses
 
 if TYPE_CHECKING:
     from specalign.training.validation import Validation
@@ -231,17 +231,28 @@ class Materials:
     def _teacher_writes(self, split: Split) -> dict[str, Tokens]:
         config = self.config
         prompts = self.train if split == "train" else self.validation
-        writer = Writer(self.teacher, config.rollout.teacher_temperature, batch=config.rollout.batch)
-        facts = {
+        temperature = config.rollout.teacher_temperature
+        facts: dict[str, object] = {
             "teacher": teacher_identity(config.teacher.model, self.teacher),
             "dtype": str(self.teacher.dtype),
             "quantization": config.teacher.quantization,
-            "temperature": writer.temperature,
+            "temperature": temperature,
             "max_new_tokens": config.data.max_response_tokens,
-            "seed": config.seed if writer.temperature else 0,
+            "seed": config.seed if temperature else 0,
         }
+        if config.engine.name == "vllm":
+            facts["engine"] = "vllm"
         folder = cache_dir() / "responses" / responses_key(facts)
-        with main_process_first(), progress_bar(f"teacher's responses ({split})", len(prompts)) as bar:
+        with (
+            main_process_first(),
+            ExitStack() as stack,
+            progress_bar(f"teacher's responses ({split})", len(prompts)) as bar,
+        ):
+            writer: Writes = Writer(self.teacher, temperature, batch=config.rollout.batch)
+            if config.engine.name == "vllm":
+                from specalign.training.served import ServedWriter
+
+                writer = ServedWriter(config, self.tokenizer, folder.with_suffix(".vllm.log"), stack)
             return stored_responses(
                 folder, writer, prompts, config.data.max_response_tokens, seed=config.seed, progress=bar.advance
             )

@@ -38,6 +38,8 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
         ("context", lambda: models.check_context(teacher(), "teacher", _needed(config), ASKS)),
         ("attention", lambda: models.check_attention(teacher(), config.attn, resolve_device(config.device))),
     ]
+    if config.engine.name == "vllm":
+        checks.append(("responses' engine", lambda: _engine(config, teacher())))
     for each in configs:
         checks += [
             (f"method {each.method}", partial(_method, each, teacher)),
@@ -95,6 +97,17 @@ def _slice(config: TrainConfig, teacher: models.Outline) -> str:
 
 def _needed(config: TrainConfig) -> int:
     return config.data.max_prompt_tokens + config.data.max_response_tokens
+
+
+def _engine(config: TrainConfig, teacher: models.Outline) -> str:
+    from specalign.serving.environment import require_client
+
+    require_client()
+    from specalign.training.served import require_engine
+
+    if teacher.kind == "encoder-decoder":
+        raise UserError("vLLM serves no encoder-decoder text models: set engine.name = own")
+    return require_engine(config)
 
 
 def _method(config: TrainConfig, teacher: Load) -> str:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -35,6 +36,11 @@ class Writer:
     top_p: float = 1.0
     head_ids: Tensor | None = None
     batch: int = 32
+
+    @property
+    def device(self) -> torch.device:
+        """Of the generator that it draws from."""
+        return self.model.device
 
     def write(
         self, prefixes: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
@@ -67,9 +73,22 @@ class Writer:
         return written
 
 
+class Writes(Protocol):
+    """A :class:`Writer`, or something that writes in its place."""
+
+    @property
+    def device(self) -> torch.device:
+        """Of the generator that it draws from."""
+
+    def write(
+        self, prefixes: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
+    ) -> list[Tokens]:
+        """One continuation of each prefix."""
+
+
 def stored_responses(
     folder: Path,
-    writer: Writer,
+    writer: Writes,
     prompts: Sequence[Prompt],
     max_new_tokens: int,
     *,
@@ -88,7 +107,7 @@ def stored_responses(
         path = folder / f"{_digest(str([prompt.input_ids for prompt in shard]))}.safetensors"
         texts = _read_shard(path, len(shard))
         if texts is None:
-            generator = torch.Generator(writer.model.device).manual_seed(seed + begin)
+            generator = torch.Generator(writer.device).manual_seed(seed + begin)
             texts = _generate_shard(writer, shard, max_new_tokens, generator)
             _write_shard(path, texts)
         responses |= {prompt.id: text for prompt, text in zip(shard, texts, strict=True)}
@@ -106,7 +125,7 @@ def _digest(text: str) -> str:
 
 
 def _generate_shard(
-    writer: Writer, prompts: Sequence[Prompt], max_new_tokens: int, generator: torch.Generator
+    writer: Writes, prompts: Sequence[Prompt], max_new_tokens: int, generator: torch.Generator
 ) -> list[Tokens]:
     """Prompts of similar length together, so that little is padding."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index].input_ids))

@@ -15,6 +15,8 @@ from itertools import pairwise
 from typing import Any
 
 EOS = 2
+UNKNOWN = 3
+"""A special token: no part of the text."""
 ACCEPTED = (2, 0, 1)
 """Accepted tokens of one draft after another."""
 
@@ -32,6 +34,8 @@ class Fake:
     version: str = "0.32.0"
     refused: int = -1
     """A prompt with this id in it is answered with an error."""
+    offset: int = 3
+    """The first word's id, by this server's tokenizer."""
     drafts: int = 0
     by_position: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -103,7 +107,11 @@ def start(fake: Fake, port: int = 0) -> ThreadingHTTPServer:
             self.end_headers()
             steps = list(fake.steps(body["prompt"], body["max_tokens"]))
             for place, ids in enumerate(steps):
-                choice = {"token_ids": ids, "text": "".join(f" w{i - 3}" for i in ids), "finish_reason": None}
+                choice = {
+                    "token_ids": ids,
+                    "text": "".join(f" w{i - fake.offset}" for i in ids if i != UNKNOWN),
+                    "finish_reason": None,
+                }
                 choice["finish_reason"] = "length" if place == len(steps) - 1 else None
                 self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
             self.wfile.write(b"data: [DONE]\n\n")

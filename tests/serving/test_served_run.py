@@ -15,6 +15,7 @@ from specalign.benchmarks.verify import untrue_figures
 from specalign.errors import UserError
 from specalign.probes import read_run
 from specalign.results import BenchmarkResult, SummaryRow
+from specalign.serving.environment import PYTHON_VARIABLE
 from tests.serving.fake_vllm import Fake
 
 Serve = Callable[[Fake], str]
@@ -143,7 +144,7 @@ def test_mistakes_are_one_clear_line(
     suite_flags: list[str], serve: Serve, tmp_path: Path, more: list[str], message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.delenv(served.PYTHON_VARIABLE, raising=False)
+    monkeypatch.delenv(PYTHON_VARIABLE, raising=False)
     urls = {"plain": serve(Fake()), "drafting": serve(Fake(gamma=3))}
     with pytest.raises(UserError, match=message):
         run_served(parse_run(flags(suite_flags, tmp_path, *(word.format(**urls) for word in more))))
