@@ -28,7 +28,7 @@ class Draft:
     counts: list[int]
     """Proposed tokens of each row, at most n."""
     q: Tensor | None
-    """[B, n, V]: what each was sampled from; None where all were certain (one-hot)."""
+    """[B, n, V]: what each was sampled from; None where all were certain (one-hot), as in greedy decoding."""
 
 
 class Drafting(Protocol):
@@ -122,26 +122,29 @@ class _ModelDrafting:
         if not any(limits) or (self.lengths and not self.lengths.go_on()):
             return nothing(len(sequences), self.session.model.device)
         pending = self._pending(sequences)
-        ids, distributions = [], []
+        ids: list[Tensor] = []
+        distributions: list[Tensor] = []
         while True:
             logits = self.session.extend(pending)[:, -1]
-            q = self._distribution(logits)
-            pending = (q.argmax(-1) if self.sampling.greedy else sample(q, generator)).unsqueeze(1)
+            if self.sampling.greedy:
+                pending = self._likeliest(logits).unsqueeze(1)
+            else:
+                distributions.append(self._distribution(logits))
+                pending = sample(distributions[-1], generator).unsqueeze(1)
             ids.append(pending)
-            distributions.append(q)
             if self.lengths:
-                self.lengths.drafted(self._confidence(logits, q, pending))
+                self.lengths.drafted(self._confidence(logits, distributions, pending))
             if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
-        return Draft(torch.cat(ids, 1), counts, torch.stack(distributions, 1))
+        return Draft(torch.cat(ids, 1), counts, torch.stack(distributions, 1) if distributions else None)
 
-    def _confidence(self, logits: Tensor, q: Tensor, ids: Tensor) -> list[float]:
+    def _confidence(self, logits: Tensor, distributions: list[Tensor], ids: Tensor) -> list[float]:
         """The drafter's probability of each row's token [B, 1]; at temperature 1 where decoding is greedy."""
         if self.sampling.greedy:
             likeliest: list[float] = logits.float().softmax(-1).amax(-1).tolist()
             return likeliest
-        drawn: list[float] = q.gather(-1, ids).squeeze(-1).tolist()
+        drawn: list[float] = distributions[-1].gather(-1, ids).squeeze(-1).tolist()
         return drawn
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -160,6 +163,12 @@ class _ModelDrafting:
         n = max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
         self.session.rollback([len(sequence) - n for sequence in sequences])
         return to_device([sequence[-n:] for sequence in sequences], self.session.model.device)
+
+    def _likeliest(self, logits: Tensor) -> Tensor:
+        """The greedy token of each row, an id of the target's."""
+        kept = self.session.head.ids
+        best = (logits[..., : self.width] if kept is None else logits).argmax(-1)
+        return best if kept is None else kept[best]
 
     def _distribution(self, logits: Tensor) -> Tensor:
         """q over the target's ids: 0 where the drafter has no row."""
