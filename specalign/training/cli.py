@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +23,8 @@ DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plai
   specalign-train --compare untrained aligned sft gkd --output runs/compare
   specalign-train plot RUN ...                          draw the curves of train.jsonl
   specalign-train check --recipe training/gkd.toml      models, data and memory, without loading a weight
-  specalign-train plan --recipe training/gkd.toml       parameters and memory, without training
+  specalign-train plan --recipe training/gkd.toml       parameters, memory and arithmetic, without training;
+                                                        --memory-gib 24 --tflops 60 describe another machine
 
 An interrupted run goes on from its last checkpoint when the same command is given again."""
 
@@ -86,11 +88,25 @@ def plot(words: Sequence[str]) -> None:
 
 
 def plan(words: Sequence[str]) -> None:
-    """Print parameters and memory of a recipe."""
+    """Print parameters, memory and arithmetic of a recipe, for this machine or for one that is described."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--memory-gib", type=float)
+    parser.add_argument("--tflops", type=float)
+    try:
+        known, rest = parser.parse_known_args(words)
+    except argparse.ArgumentError as error:
+        raise UserError(str(error)) from None
+    for name, value in vars(known).items():
+        if value is not None and value <= 0:
+            raise UserError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
+    if {"-h", "--help"} & set(rest):
+        print("usage: specalign-train plan [--memory-gib GIB] [--tflops RATE] [flags of a run]\n")
+        print("GIB: memory of the GPU in mind, else this machine's device's. RATE: TFLOP/s that it reaches.")
+        return
     from specalign.training.plan import print_plan
 
-    for config in configs(words):
-        print_plan(config)
+    for config in configs(rest):
+        print_plan(config, memory_gib=known.memory_gib, tflops=known.tflops)
 
 
 def check_first(words: Sequence[str]) -> None:

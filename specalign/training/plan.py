@@ -1,4 +1,4 @@
-"""What a recipe needs, before anything is loaded: parameters, bytes by kind, the largest batch that fits."""
+"""What a recipe needs, before anything is loaded: parameters, bytes by kind, the largest batch, arithmetic."""
 
 from __future__ import annotations
 
@@ -35,6 +35,8 @@ class Plan:
     activations: int
     """Of one forward and backward pass of ``optimiser.batch`` prompts."""
     logits: int
+    flops_per_token: float
+    """Of rollout, scoring and update, for one trained token."""
 
     @property
     def total(self) -> int:
@@ -59,6 +61,7 @@ def make_plan(config: TrainConfig) -> Plan:
         optimiser=8 * student,
         activations=_activations(config, student_config, tokens),
         logits=LOGIT_COPIES * CHUNK_BYTES,
+        flops_per_token=_flops_per_token(config, (student_config, student), (teacher_config, teacher)),
     )
 
 
@@ -68,11 +71,12 @@ def largest_batch(config: TrainConfig, plan: Plan, memory: int) -> int:
     return max(0, int((memory - (plan.total - plan.activations)) / per_prompt))
 
 
-def print_plan(config: TrainConfig) -> None:
-    """The plan as a table, with the memory of this machine's device for comparison."""
+def print_plan(config: TrainConfig, *, memory_gib: float | None = None, tflops: float | None = None) -> None:
+    """The plan as a table, for so much memory (None: this machine's device's) and so many TFLOP/s a process."""
     plan = make_plan(config)
     device = resolve_device(config.device)
-    memory = device_memory_bytes(device)
+    memory = device_memory_bytes(device) if memory_gib is None else int(memory_gib * 2**30)
+    owner = f"{device} has" if memory_gib is None else "with"
     lines = [
         f"{config.method}: student {plan.student_parameters / 1e6:.1f} M parameters, "
         f"teacher {plan.teacher_parameters / 1e6:.1f} M ({config.teacher.quantization})",
@@ -80,8 +84,12 @@ def print_plan(config: TrainConfig) -> None:
             f"  {name:<12} {getattr(plan, name) / 2**30:8.2f} GiB"
             for name in ("weights", "gradients", "optimiser", "activations", "logits", "total")
         ),
-        f"  {device} has {memory / 2**30:.1f} GiB: optimiser.batch up to about {largest_batch(config, plan, memory)}",
+        f"  {owner} {memory / 2**30:.1f} GiB: optimiser.batch up to about {largest_batch(config, plan, memory)}",
+        f"  {plan.flops_per_token / 1e9:.1f} GFLOP a trained token, cached responses and states aside",
     ]
+    if tflops is not None:
+        rate = tflops * 1e12 / plan.flops_per_token
+        lines.append(f"  at {tflops:g} TFLOP/s at most {rate:,.0f} trained tokens per second and process")
     print("\n".join(lines))
 
 
@@ -115,6 +123,45 @@ def _n_parameters(config: PreTrainedConfig) -> int:
     with torch.device("meta"):
         model = auto.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _flops_per_token(
+    config: TrainConfig, student: tuple[PreTrainedConfig, int], teacher: tuple[PreTrainedConfig, int]
+) -> float:
+    """Two a parameter and token forward, four backward; heads on scored tokens alone; attention scores aside.
+
+    An encoder-decoder model counts as if every token passed through both towers.
+    """
+    scored = _scored_per_prompt(config)
+    tokens = _tokens_per_prompt(config)
+    passes = 8 if config.optimiser.gradient_checkpointing else 6
+    own = {"student": 1.0, "mixed": config.rollout.student_fraction}.get(config.rollout.source, 0.0)
+    (student_body, student_head), (teacher_body, teacher_head) = (
+        _body_and_head(*student),
+        _body_and_head(*teacher),
+    )
+    if config.student.draft_vocabulary:
+        student_head *= min(1.0, config.student.draft_vocabulary / student[0].get_text_config().vocab_size)
+    whole = (passes + 2 * own) * (student_body * tokens + student_head * scored)
+    if set(config.objective.weights) != {"cross_entropy"}:
+        whole += 2 * (teacher_body * tokens + teacher_head * scored)
+    return whole / scored
+
+
+def _body_and_head(config: PreTrainedConfig, n_parameters: int) -> tuple[float, float]:
+    """Parameters that every token passes through, and those of the head."""
+    text: Any = config.get_text_config()
+    head = text.vocab_size * text.hidden_size
+    return n_parameters - head * (1 if text.tie_word_embeddings else 2), head
+
+
+def _scored_per_prompt(config: TrainConfig) -> float:
+    """Trained tokens of one prompt, where responses are as long as they may be."""
+    rollout = config.rollout
+    own = {"student": 1.0, "mixed": rollout.student_fraction}.get(rollout.source, 0.0)
+    written = config.data.max_response_tokens
+    branched = rollout.branches * (1 + rollout.k_max) / 2 if rollout.style == "branches" else written
+    return own * branched + (1 - own) * written
 
 
 def _tokens_per_prompt(config: TrainConfig) -> int:

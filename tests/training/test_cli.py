@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from specalign.config import write_config
-from specalign.errors import run_cli
+from specalign.errors import UserError, run_cli
 from specalign.training.cli import main
 from specalign.training.config import TrainConfig
 
@@ -160,3 +160,23 @@ def test_plan_counts_what_the_models_have(
     write_config(recipe, config)
     main(["plan", "--recipe", str(recipe)])
     assert "optimiser.batch up to about" in capsys.readouterr().out
+    main(["plan", "--recipe", str(recipe), "--memory-gib", "24", "--tflops=60"])
+    shown = capsys.readouterr().out
+    assert "with 24.0 GiB: optimiser.batch up to about" in shown
+    assert f"at 60 TFLOP/s at most {60e12 / plan.flops_per_token:,.0f} trained tokens per second" in shown
+    with pytest.raises(UserError, match="--tflops must be positive, not -1"):
+        main(["plan", "--recipe", str(recipe), "--tflops=-1"])
+    with pytest.raises(UserError, match="--memory-gib: invalid float value: 'much'"):
+        main(["plan", "--recipe", str(recipe), "--memory-gib", "much"])
+
+
+def test_planned_arithmetic_is_that_of_the_passes(tiny: Tiny) -> None:
+    from specalign.training.plan import make_plan
+
+    head = 64 * 16  # ids x hidden size; tiny's prompts have 16 tokens, its responses 6
+    seqkd = make_plan(tiny("seqkd"))
+    student, teacher = (n - 2 * head for n in (seqkd.student_parameters, seqkd.teacher_parameters))
+    assert seqkd.flops_per_token == pytest.approx(6 * (22 * student + 6 * head) / 6)
+    scored = make_plan(tiny("distillspec", rollout={"source": "student"}))
+    expected = (8 * (22 * student + 6 * head) + 2 * (22 * teacher + 6 * head)) / 6
+    assert scored.flops_per_token == pytest.approx(expected)
