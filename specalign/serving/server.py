@@ -22,6 +22,8 @@ MODULE = "vllm.entrypoints.openai.api_server"
 START_S = 600.0
 """Longest wait for a server to load its models, in seconds."""
 STOP_S = 20.0
+ENDING = (signal.SIGTERM, signal.SIGHUP)
+"""What tells a run to end, a terminal that is closed included."""
 VERSION = (
     "import importlib.metadata as m\n"
     "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
@@ -58,11 +60,12 @@ def serving(python: str, arguments: Sequence[str], log: Path) -> Iterator[Server
         process = subprocess.Popen(
             words, stdout=output, stderr=subprocess.STDOUT, env=_environment(), start_new_session=True
         )
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in ENDING}
     try:
         yield _wait(process, f"http://127.0.0.1:{port}", log)
     finally:
-        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
         _stop(process)
 
 

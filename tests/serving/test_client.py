@@ -77,16 +77,21 @@ def test_a_python_without_vllm_is_one_clear_line(vllm_python: Callable[[str], st
         require_vllm("/no/python")
 
 
-def test_a_run_that_is_told_to_end_leaves_no_server(vllm_python: Callable[[str], str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_run_that_is_told_to_end_leaves_no_server(
+    vllm_python: Callable[[str], str], tmp_path: Path, number: signal.Signals
+) -> None:
     urls = []
+    before = signal.getsignal(number)
 
     def told_to_end() -> None:
         with serving(vllm_python("0.32.0"), [], tmp_path / "log") as server:
             urls.append(server.url)
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(5)
 
     with pytest.raises(KeyboardInterrupt):
         told_to_end()
+    assert signal.getsignal(number) == before
     with pytest.raises(UserError, match="no server answers"):
         connect(urls[0])
