@@ -43,13 +43,16 @@ def main() -> None:
     if args.training:
         write_json(args.run / TRAINING, curves_of(args.training))
     curves: Curves = json.loads((args.run / TRAINING).read_text(encoding="utf-8"))
+    draw(curves, args.run / "learning.png")
     run = read_run(args.run)
     if not any(len(members) > 1 for members in _arms(run).values()):
-        parser.error(f"{args.run} has no objective with two seeds (drafters ARM-0, ARM-1): nothing to compare")
+        parser.error(
+            f"{args.run} has no objective with two seeds (drafters ARM-0, ARM-1): nothing to compare; "
+            f"the curves are in {args.run / 'learning.png'}"
+        )
     text = "\n".join(answer(run, curves)) + "\n"
     with atomic_path(args.run / "answer.md") as partial:
         partial.write_text(text, encoding="utf-8")
-    draw(curves, args.run / "learning.png")
     print(text)
 
 
