@@ -23,7 +23,7 @@ from specalign.progress import progress_bar
 from specalign.results import GenerationRecord
 
 REPEATS = 3
-"""Calls in a row; the first is not recorded, as calls of one kind follow each other in decoding too."""
+"""Times that a call is made, each after the call that precedes it in decoding; the first is not recorded."""
 POSITIONS = 64
 """Positions whose full distributions are held at a time."""
 
@@ -39,6 +39,8 @@ class _Call:
     context: int
     n_tokens: int
     make: Job
+    before: Job | None = None
+    """What decoding does just before: another model's call leaves the processor's cache without this one's weights."""
 
 
 def fact_probes(suite: Suite) -> list[Probe]:
@@ -59,16 +61,18 @@ def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
     calls = list(_calls(suite, config, prompts[number % len(prompts)]))
     random.Random(f"{config.seed}|{number}").shuffle(calls)
     return [
-        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call.make, clock))
+        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call, clock))
         for call in calls
     ]
 
 
-def _seconds(call: Job, clock: Clock) -> list[float]:
+def _seconds(call: _Call, clock: Clock) -> list[float]:
     times = []
     for _ in range(REPEATS):
+        if call.before:
+            call.before()
         begin = clock.settle()
-        call()
+        call.make()
         times.append(clock.settle() - begin)
     return times[1:]
 
@@ -91,11 +95,12 @@ def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
 
 
 def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Call]:
+    """Plain steps follow plain steps, drafts the target's calls, and the target's longer calls a model's draft."""
     gamma_max = max(config.decoding.gammas)
     n_new = gamma_max + 2
     session = Session.start(suite.target, [prompt], n_new)
-    for n in range(1, gamma_max + 2):
-        yield _Call(TARGET, None, len(prompt), n, _target_call(session, prompt, n))
+    plain = _target_call(session, prompt, 1)
+    a_models_draft: Job | None = None
     for temperature in config.decoding.temperatures:
         sampling = Sampling(temperature, config.decoding.top_k, config.decoding.top_p)
         generator = torch.Generator(suite.target.device).manual_seed(config.seed)
@@ -108,7 +113,12 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
             (sequence,) = decoder_sequences(suite.target.model, [prompt])
             for n in sorted({1, gamma_max}):
                 job = _draft_call(drafting.draft, sequence, n, generator)
-                yield _Call(method, temperature, len(prompt), n, job)
+                yield _Call(method, temperature, len(prompt), n, job, before=plain)
+                if a_models_draft is None and isinstance(drafter, ModelDrafter):
+                    a_models_draft = job
+    yield _Call(TARGET, None, len(prompt), 1, plain)
+    for n in range(2, gamma_max + 2):
+        yield _Call(TARGET, None, len(prompt), n, _target_call(session, prompt, n), before=a_models_draft)
 
 
 def _target_call(session: Session, prompt: list[int], n: int) -> Job:
