@@ -75,7 +75,7 @@ def test_the_demos_table_comes_out_of_the_published_result() -> None:
 
 def published(kind: str) -> str:
     """The one run of this kind that README links."""
-    (run,) = {run for run in re.findall(r"\]\((reports/[^/]+)/", README) if f"_{kind}" in run}
+    (run,) = {run for run in re.findall(r"\]\((reports/[^/]+)/", README) if re.search(rf"_{kind}[_-](?!long)", run)}
     return run
 
 
@@ -111,3 +111,28 @@ def test_the_quantisation_table_comes_out_of_its_file() -> None:
         rest = [f"{measured['ratio_to_one']['5']:.2f}", f"{measured['weight_bytes'] / 1e6:.0f}"]
         cells = [label, *times, *rest, f"{measured['overlap_with_float32']:.2f}"]
         assert f"| {' | '.join(cells)} |" in text
+
+
+LONG = ROOT / "reports" / "2026-11-24_study-long_cpu-2core"
+
+
+@pytest.mark.parametrize(
+    ("shown", "method", "curve", "place"),
+    [
+        ("rank loss, 240,000 tokens", "rank_anchored_long", "rank_anchored_long", -1),
+        ("JSD, 240,000 tokens", "jsd_long", "jsd_long", -1),
+        ("JSD, 24,000 tokens", "jsd", "jsd", -1),
+        ("the aligned start", "aligned", "jsd_long", 0),
+    ],
+)
+def test_the_long_studys_rows_are_its_files(shown: str, method: str, curve: str, place: int) -> None:
+    held_out = json.loads((LONG / "training.json").read_text(encoding="utf-8"))[curve]["seed-0"][place]
+    rows = read_result(LONG).rows
+    (row,) = (row for row in rows if (row.method, row.temperature) == (method, 0.0))
+    speeds = [
+        f"{speed.value:.2f}x [{speed.low:.2f}, {speed.high:.2f}]"
+        for speed in (row.decode_speedup, row.speedup)
+        if speed
+    ]
+    cells = [shown, f"{held_out['agreement']:.3f}", f"{held_out['alpha']:.3f}", *speeds]
+    assert f"| {' | '.join(cells)} |" in README.splitlines()
