@@ -75,7 +75,9 @@ def test_the_demos_table_comes_out_of_the_published_result() -> None:
 
 def published(kind: str) -> str:
     """The one run of this kind that README links."""
-    (run,) = {run for run in re.findall(r"\]\((reports/[^/]+)/", README) if re.search(rf"_{kind}[_-](?!long)", run)}
+    (run,) = {
+        run for run in re.findall(r"\]\((reports/[^/]+)/", README) if re.search(rf"_{kind}[_-](?!long)", run)
+    }
     return run
 
 
