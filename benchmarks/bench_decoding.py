@@ -3,7 +3,7 @@
     python benchmarks/bench_decoding.py --drafter FOLDER --output FILE [--compiled]
 
 Everything alternates, prompt by prompt, in one process; ratios are of total seconds over the same prompts and tokens.
-About 6 minutes on 2 CPU cores, 6 more with `--compiled`. Nothing else should run.
+About 20 minutes on 2 CPU cores with `--compiled`. Nothing else should run.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from unittest.mock import patch
 import torch
 from transformers import PreTrainedModel
 
+from specalign.bars import judged
 from specalign.data import encode_prompts, load_examples
 from specalign.decoding import Adaptive, ModelDrafter, Shapes, Stepper, generate, make_stepper
 from specalign.decoding.session import Session
@@ -70,7 +71,7 @@ def main() -> int:
     prompts = _prompts(args.target, args.prompts)
     measured = compared(target, drafter, prompts, args)
     measured["tiny"] = {"batch_8_over_batch_1": batching()}
-    verdicts = judged(measured)
+    verdicts = verdicts_on(measured)
     settings = {"gamma": GAMMA, "target": args.target, "drafter": args.drafter, "prompts": len(prompts)}
     settings |= {"max_new_tokens": args.tokens, "repeats": args.repeats}
     write_json(
@@ -282,7 +283,7 @@ def batching(rounds: int = 7) -> float:
     return statistics.median(ratios)
 
 
-def judged(measured: dict[str, Any]) -> list[dict[str, Any]]:
+def verdicts_on(measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Each bar whose figure was measured."""
     seconds, decode = measured["seconds"], measured["decode"]
     found = [
@@ -298,16 +299,7 @@ def judged(measured: dict[str, Any]) -> list[dict[str, Any]]:
     else:
         found += [None] * 3
     found.append(measured["tiny"]["batch_8_over_batch_1"])
-    return [
-        {
-            "bar": text,
-            "limit": limit,
-            "measured": value,
-            "met": value <= limit if "most" in text else value >= limit,
-        }
-        for (text, limit), value in zip(BARS.items(), found, strict=True)
-        if value is not None
-    ]
+    return judged(BARS, found)
 
 
 def after_first_token(seconds: dict[str, float], engine: str) -> float:

@@ -20,13 +20,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from specalign.bars import peak_bytes, restart_peak
 from specalign.losses import LOSSES, Objective, chunked_loss, objective
 from specalign.models.heads import Head
 
@@ -101,23 +101,16 @@ def inputs() -> Inputs:
 
 def measure(loss: Callable[[], Tensor], inputs: Inputs) -> Measured:
     """Run ``loss`` and its backward pass once, and watch time and memory."""
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
-    before_bytes = peak_rss_bytes()
+    restart_peak()
+    before_bytes = peak_bytes()
     start_s = time.perf_counter()
     value = loss()
     value.backward()
     wall_s = time.perf_counter() - start_s
-    peak_bytes = peak_rss_bytes() - before_bytes
+    added_bytes = peak_bytes() - before_bytes
     gradients = [leaf.grad for leaf in (inputs.hidden, inputs.weight) if leaf.grad is not None]
     inputs.hidden.grad = inputs.weight.grad = None
-    return Measured(value.item(), gradients, peak_bytes, wall_s)
-
-
-def peak_rss_bytes() -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise OSError("no VmHWM in /proc/self/status")
+    return Measured(value.item(), gradients, added_bytes, wall_s)
 
 
 def chunked(goal: Objective, inputs: Inputs) -> Tensor:

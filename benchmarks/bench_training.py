@@ -30,6 +30,7 @@ from unittest.mock import patch
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2Config
 
+from specalign.bars import judged, peak_bytes, resident_bytes, restart_peak
 from specalign.data import Prompt, encode_prompts, load_examples
 from specalign.models.load import load_model, load_tokenizer
 from specalign.models.slicing import choose_layers, slice_layers
@@ -113,7 +114,7 @@ def compare(args: argparse.Namespace) -> int:
                 runs[side].append(in_process(side, args))
         qwen = in_process("qwen", args) if args.qwen else None
     summary = {side: summarised(measured) for side, measured in runs.items()}
-    verdicts = judged(summary)
+    verdicts = verdicts_on(summary)
     settings = {name: getattr(args, name) for name in ("batch", "new_tokens", "prompt_tokens", "temperature")}
     settings |= {"steps": args.steps, "rounds": args.rounds, "layers": N_LAYERS, "trl": _version("trl")}
     found = {"provenance": provenance, "busy_during": load.others(), **settings, "verdicts": verdicts}
@@ -155,8 +156,8 @@ class Steps:
 
     def begin(self) -> None:
         if len(self.seconds) == 1:
-            self.resident_bytes = _status_bytes("VmRSS")
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+            self.resident_bytes = resident_bytes()
+            restart_peak()
         self._begun = time.perf_counter()
 
     def end(self, n_tokens: int) -> None:
@@ -167,7 +168,7 @@ class Steps:
         return {
             "step_s": self.seconds[1:],
             "tokens": self.tokens[1:],
-            "peak_bytes": _status_bytes("VmHWM"),
+            "peak_bytes": peak_bytes(),
             "resident_before_bytes": self.resident_bytes,
         }
 
@@ -389,7 +390,7 @@ def summarised(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def judged(summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
+def verdicts_on(summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     """Each bar whose figure was measured."""
     ours, theirs = summary["specalign"], summary.get("trl")
     found = [
@@ -397,16 +398,7 @@ def judged(summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
         ours["peak_bytes"] / theirs["peak_bytes"] if theirs else None,
         ours["outside_work"],
     ]
-    return [
-        {
-            "bar": text,
-            "limit": limit,
-            "measured": value,
-            "met": value <= limit if "most" in text else value >= limit,
-        }
-        for (text, limit), value in zip(BARS.items(), found, strict=True)
-        if value is not None
-    ]
+    return judged(BARS, found)
 
 
 def _version(package: str) -> str | None:
@@ -414,13 +406,6 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _status_bytes(field: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {field} in /proc/self/status")
 
 
 SIDES: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {

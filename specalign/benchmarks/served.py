@@ -56,7 +56,7 @@ from specalign.serving.client import (
 from specalign.serving.deploy import speculative_config
 from specalign.serving.environment import vllm_python
 from specalign.serving.load import measure_load
-from specalign.serving.server import require_vllm, serving
+from specalign.serving.server import model_arguments, require_vllm, serving
 
 SERVED_NAME = "target"
 
@@ -116,9 +116,8 @@ def _engine(config: BenchConfig) -> Engine:
 def _arguments(config: BenchConfig) -> list[str]:
     """Prompts repeat under load: a prefix cache would answer them from memory."""
     dtype = resolve_dtype(config.target.dtype, resolve_device(config.device))
-    own = ["--model", resolve_model(config.target.model), "--served-model-name", SERVED_NAME]
-    own += ["--dtype", str(dtype).removeprefix("torch."), "--no-enable-prefix-caching"]
-    return [*own, *shlex.split(config.engine.arguments)]
+    own = model_arguments(resolve_model(config.target.model), SERVED_NAME, str(dtype))
+    return [*own, "--no-enable-prefix-caching", *shlex.split(config.engine.arguments)]
 
 
 def _running(config: BenchConfig) -> Engine:

@@ -126,25 +126,24 @@ class _ModelDrafting:
         distributions: list[Tensor] = []
         while True:
             logits = self.session.extend(pending)[:, -1]
-            if self.sampling.greedy:
-                pending = self._likeliest(logits).unsqueeze(1)
-            else:
-                distributions.append(self._distribution(logits))
-                pending = sample(distributions[-1], generator).unsqueeze(1)
+            q = None if self.sampling.greedy else self._distribution(logits)
+            pending = (self._likeliest(logits) if q is None else sample(q, generator)).unsqueeze(1)
             ids.append(pending)
+            if q is not None:
+                distributions.append(q)
             if self.lengths:
-                self.lengths.drafted(self._confidence(logits, distributions, pending))
+                self.lengths.drafted(self._confidence(logits, q, pending))
             if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
         return Draft(torch.cat(ids, 1), counts, torch.stack(distributions, 1) if distributions else None)
 
-    def _confidence(self, logits: Tensor, distributions: list[Tensor], ids: Tensor) -> list[float]:
+    def _confidence(self, logits: Tensor, q: Tensor | None, ids: Tensor) -> list[float]:
         """The drafter's probability of each row's token [B, 1]; at temperature 1 where decoding is greedy."""
-        if self.sampling.greedy:
+        if q is None:
             likeliest: list[float] = logits.float().softmax(-1).amax(-1).tolist()
             return likeliest
-        drawn: list[float] = distributions[-1].gather(-1, ids).squeeze(-1).tolist()
+        drawn: list[float] = q.gather(-1, ids).squeeze(-1).tolist()
         return drawn
 
     def keep(self, rows: Sequence[int]) -> None:

@@ -48,6 +48,11 @@ def require_vllm(python: str) -> str:
     return version
 
 
+def model_arguments(model: str, served_name: str, dtype: str) -> list[str]:
+    """What a server is told of its model: path or hub id, the name it answers to, and the dtype as torch says it."""
+    return ["--model", model, "--served-model-name", served_name, "--dtype", dtype.removeprefix("torch.")]
+
+
 @contextmanager
 def serving(python: str, arguments: Sequence[str], log: Path) -> Iterator[Server]:
     """Start a server on a free local port, and stop it with all that it started in the end.

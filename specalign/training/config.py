@@ -123,6 +123,11 @@ class RolloutConfig:
     """Prompts that are generated for at a time."""
     __pydantic_config__ = STRICT
 
+    @property
+    def student_share(self) -> float:
+        """Probability that the student writes a sequence."""
+        return {"student": 1.0, "mixed": self.student_fraction}.get(self.source, 0.0)
+
 
 @dataclass(frozen=True)
 class EngineConfig:

@@ -135,7 +135,7 @@ def _flops_per_token(
     scored = _scored_per_prompt(config)
     tokens = _tokens_per_prompt(config)
     passes = 8 if config.optimiser.gradient_checkpointing else 6
-    own = {"student": 1.0, "mixed": config.rollout.student_fraction}.get(config.rollout.source, 0.0)
+    own = config.rollout.student_share
     (student_body, student_head), (teacher_body, teacher_head) = (
         _body_and_head(*student),
         _body_and_head(*teacher),
@@ -158,10 +158,9 @@ def _body_and_head(config: PreTrainedConfig, n_parameters: int) -> tuple[float, 
 def _scored_per_prompt(config: TrainConfig) -> float:
     """Trained tokens of one prompt, where responses are as long as they may be."""
     rollout = config.rollout
-    own = {"student": 1.0, "mixed": rollout.student_fraction}.get(rollout.source, 0.0)
     written = config.data.max_response_tokens
     branched = rollout.branches * (1 + rollout.k_max) / 2 if rollout.style == "branches" else written
-    return own * branched + (1 - own) * written
+    return rollout.student_share * branched + (1 - rollout.student_share) * written
 
 
 def _tokens_per_prompt(config: TrainConfig) -> int:

@@ -193,8 +193,7 @@ class Policy:
 
     def _draw(self, n: int, generator: torch.Generator) -> list[bool]:
         """Whether the student writes each of ``n`` sequences."""
-        fraction = {"student": 1.0, "mixed": self.config.student_fraction}.get(self.config.source, 0.0)
-        return (torch.rand(n, generator=generator) < fraction).tolist()
+        return (torch.rand(n, generator=generator) < self.config.student_share).tolist()
 
     def _draw_k(self, generator: torch.Generator) -> int:
         """Tokens of this step's rollouts."""

@@ -16,7 +16,7 @@ from specalign.errors import UserError
 from specalign.models.load import resolve_device, resolve_dtype, resolve_model
 from specalign.serving.client import Request, Server, complete, connect
 from specalign.serving.environment import vllm_python
-from specalign.serving.server import require_vllm, serving
+from specalign.serving.server import model_arguments, require_vllm, serving
 from specalign.training.config import TrainConfig
 from specalign.training.rollouts import Tokens
 
@@ -88,8 +88,10 @@ def _serving(config: TrainConfig, log: Path) -> Iterator[Server]:
         yield connect(config.engine.endpoint)
         return
     dtype = resolve_dtype(config.teacher.dtype, resolve_device(config.device))
-    words = ["--model", resolve_model(config.teacher.model), "--served-model-name", SERVED_NAME]
-    words += ["--dtype", str(dtype).removeprefix("torch."), *config.engine.words]
+    words = [
+        *model_arguments(resolve_model(config.teacher.model), SERVED_NAME, str(dtype)),
+        *config.engine.words,
+    ]
     log.parent.mkdir(parents=True, exist_ok=True)
     with serving(vllm_python(config.engine.python), words, log) as server:
         yield server
