@@ -8,7 +8,14 @@ turns, BENCH_ROUNDS times each (3; medians count). ``-k`` runs some of the cases
 run: the peak hardly depends on the number of positions, which is what chunks are for. Peak memory is the
 high-water mark of the resident set above its value just before the call, which the kernel counts (Linux only); it
 includes the gradients (545 MB for the head weight alone). ``extra_info`` of each case holds what its bar is about.
-The comparison with TRL's generalised JSD runs where trl is installed (extra ``peers``).
+
+Gradients of the two forms agree to 1e-5, except where the gradient itself jumps: at p(v) = q(v) in what contains
+TVD, at the threshold of a selection of tokens. There float32 logits that differ in their last bit (as those of a
+product of 110 rows and of one of 2,048 do) give another gradient in both forms. Such cases are held against the
+gradient in float64: ours may be at most twice as far from it as that of whole logits.
+
+The comparison with TRL's generalised JSD runs where trl is installed (extra ``peers``), at half the positions:
+with whole logits TRL needs more than 20 GB at 2,048.
 """
 
 from __future__ import annotations
@@ -39,6 +46,10 @@ PEAK_BAR_BYTES = 1.5e9
 TIME_BAR = 1.35
 GRADIENT_BAR = 1e-5
 
+JUMPING = ("tvd", "lk_alpha", "lk_hybrid", "accepted_length", "rank_order")
+"""Their gradients jump where p(v) = q(v)."""
+JUMP_BAR = 2.0
+
 CASES = {name: objective({name: 1.0}) for name in LOSSES} | {
     "rank_order, all parts": objective({"rank_order": 1.0}, {"pairwise": 0.5, "margin": 1.0}),
     "forward_kl, 40% of the tokens": objective({"forward_kl": 1.0}, keep=0.4),
@@ -68,6 +79,11 @@ class Inputs:
         """The first ``n`` positions."""
         hidden = self.hidden.detach()[:n].clone().requires_grad_()
         return replace(self, hidden=hidden, teacher_hidden=self.teacher_hidden[:n], labels=self.labels[:n])
+
+    def double(self) -> Inputs:
+        """The same numbers in float64."""
+        hidden, weight = (leaf.detach().double().requires_grad_() for leaf in (self.hidden, self.weight))
+        return Inputs(hidden, weight, self.teacher_hidden.double(), self.teacher_weight.double(), self.labels)
 
 
 @dataclass
@@ -134,22 +150,45 @@ def relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
 def test_chunked_against_whole_logits(benchmark: Any, inputs: Inputs, name: str) -> None:
     forms = [partial(form, CASES[name], inputs) for form in (chunked, whole)]
     ours, theirs = in_turns(benchmark, forms, inputs)
-    benchmark.extra_info |= {
+    told = {
         "positions": N,
         "vocabulary": C,
         "threads": torch.get_num_threads(),
         "loss": ours.loss,
         "peak_bytes": ours.peak_bytes,
         "wall_s": ours.wall_s,
+        "whole_loss": theirs.loss,
         "whole_peak_bytes": theirs.peak_bytes,
         "whole_wall_s": theirs.wall_s,
         "time_ratio": ours.wall_s / theirs.wall_s,
         "gradient_error": relative_error(ours.gradients, theirs.gradients),
     }
-    assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
-    assert benchmark.extra_info["gradient_error"] <= GRADIENT_BAR
-    assert ours.peak_bytes <= PEAK_BAR_BYTES
-    assert benchmark.extra_info["time_ratio"] <= TIME_BAR
+    if jumps(CASES[name]):
+        exact = exact_gradients(CASES[name], inputs)
+        told["gradient_error_to_float64"] = relative_error(ours.gradients, exact)
+        told["whole_gradient_error_to_float64"] = relative_error(theirs.gradients, exact)
+        del exact
+    del ours, theirs  # a failed test keeps its variables: half a gigabyte of gradients each
+    benchmark.extra_info |= told
+    assert told["loss"] == pytest.approx(told["whole_loss"], rel=1e-5)
+    assert told["peak_bytes"] <= PEAK_BAR_BYTES
+    assert told["time_ratio"] <= TIME_BAR
+    if jumps(CASES[name]):
+        assert told["gradient_error_to_float64"] <= JUMP_BAR * told["whole_gradient_error_to_float64"]
+    else:
+        assert told["gradient_error"] <= GRADIENT_BAR
+
+
+def jumps(goal: Objective) -> bool:
+    """Whether the objective's gradient is discontinuous."""
+    return goal.keep < 1 or any(name in JUMPING for name, _, _ in goal.terms)
+
+
+def exact_gradients(goal: Objective, inputs: Inputs) -> list[Tensor]:
+    """In float64, chunk by chunk (tests/losses hold the chunked form against whole logits to 1e-10 there)."""
+    double = inputs.double()
+    chunked(goal, double).backward()
+    return [leaf.grad for leaf in (double.hidden, double.weight) if leaf.grad is not None]
 
 
 def in_turns(benchmark: Any, forms: Sequence[Callable[[], Tensor]], inputs: Inputs) -> list[Measured]:
@@ -195,12 +234,13 @@ def trl_chunked(inputs: Inputs) -> Tensor:
 @pytest.mark.filterwarnings("ignore")
 def test_jsd_against_trl(benchmark: Any, inputs: Inputs, peer: Callable[[Inputs], Tensor]) -> None:
     trl = pytest.importorskip("trl")
+    inputs = inputs.first(N // 2)
     peer(inputs.first(1))  # imports
     forms = [partial(chunked, CASES["jsd"], inputs), partial(peer, inputs)]
     ours, theirs = in_turns(benchmark, forms, inputs)
     benchmark.extra_info |= {
         "trl": trl.__version__,
-        "positions": N,
+        "positions": N // 2,
         "vocabulary": C,
         "threads": torch.get_num_threads(),
         "loss": ours.loss,

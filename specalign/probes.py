@@ -69,6 +69,8 @@ class CallProbe:
     """Tokens of the prompt before it."""
     n_tokens: int
     seconds: list[float]
+    after: Literal["draft", "target", ""] = ""
+    """Of the target on several tokens: what was called just before, a model's draft or the target itself."""
     kind: Literal["call"] = "call"
     __pydantic_config__ = _STRICT
 

@@ -31,16 +31,25 @@ def stamp(device: str = "cpu") -> dict[str, Any]:
     }
 
 
+LEAST_LOAD_S = 0.25
+"""The kernel counts processor time in hundredths of a second: a share of less than this tells nothing."""
+
+
 class Load:
     """How much of the processor's time others take, from its making on."""
 
     def __init__(self) -> None:
         self.begin = _processor_times()
 
-    def others(self) -> float:
-        """Their share of the seconds of all cores, 0 to 1: whatever is neither idle nor this process."""
+    def others(self) -> float | None:
+        """Their share of the seconds of all cores, 0 to 1: whatever is neither idle nor this process.
+
+        None where less than LEAST_LOAD_S have passed on each core.
+        """
         total, idle, ours = (now - then for now, then in zip(_processor_times(), self.begin, strict=True))
-        return min(1.0, max(0.0, (total - idle - ours) / total)) if total > 0 else 0.0
+        if total < LEAST_LOAD_S * (os.cpu_count() or 1):
+            return None
+        return min(1.0, max(0.0, (total - idle - ours) / total))
 
 
 def _processor_times() -> tuple[float, float, float]:

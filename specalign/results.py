@@ -112,6 +112,8 @@ class GenerationRecord:
     """None where it failed, and from an engine that gives no trace of its steps."""
     counts: DraftCounts | None = None
     """Such an engine's counters."""
+    n_last: int | None = None
+    """Tokens of its last step that are in the output; None where the stream did not show the steps one by one."""
     prefill_s: float = 0.0
     """Seconds for the prompt: target and drafter prefill, up to the first token."""
     decode_s: float = 0.0
@@ -120,6 +122,8 @@ class GenerationRecord:
     """Seconds for the whole call; prefill_s + decode_s and what little lies between."""
     adaptive: bool = False
     """Whether each draft ended where a further token was not expected to pay."""
+    busy: float | None = None
+    """Share of the processor's time that other processes took meanwhile, 0 to 1; None where that is not known."""
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = _STRICT
 

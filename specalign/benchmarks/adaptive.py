@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from specalign.benchmarks.config import ADAPTIVE, TARGET, BenchConfig
+from specalign.benchmarks.config import ADAPTIVE, BenchConfig
 from specalign.benchmarks.measure import call_probes
-from specalign.benchmarks.prediction import mean_call_seconds
+from specalign.benchmarks.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Adaptive, Drafter, ModelDrafter
 from specalign.probes import Probe
@@ -53,11 +53,11 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
 
 def _costs(name: str, config: BenchConfig, probes: list[Probe]) -> Adaptive:
     gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
-    target = [_seconds(probes, TARGET, None, n) for n in range(1, gamma + 2)]
-    return Adaptive.measured(_seconds(probes, name, temperature, gamma) / gamma, target)
+    target = [_seconds(probes, target_seconds(probes, name), n) for n in range(1, gamma + 2)]
+    return Adaptive.measured(_seconds(probes, call_seconds(probes, name, temperature), gamma) / gamma, target)
 
 
-def _seconds(probes: list[Probe], method: str, temperature: float | None, n_tokens: int) -> float:
-    seconds = mean_call_seconds(probes, method, temperature, n_tokens)
-    assert seconds is not None, f"{method} was timed"
+def _seconds(probes: list[Probe], calls: CallTimes | None, n_tokens: int) -> float:
+    seconds = mean_call_seconds(probes, calls, n_tokens)
+    assert seconds is not None, "these calls were timed"
     return seconds

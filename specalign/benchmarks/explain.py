@@ -17,7 +17,13 @@ from specalign.benchmarks.cost_model import (
 from specalign.benchmarks.differences import difference_lines
 from specalign.benchmarks.forced import forced_lines
 from specalign.benchmarks.outlook import CallSeconds, Drafting, Outlook, best, outlooks
-from specalign.benchmarks.prediction import mean_call_seconds, probed_steps
+from specalign.benchmarks.prediction import (
+    CallTimes,
+    call_seconds,
+    mean_call_seconds,
+    probed_steps,
+    target_seconds,
+)
 from specalign.probes import Probe, RunFiles
 from specalign.results import BenchmarkResult, GenerationRecord, SummaryRow
 
@@ -166,18 +172,23 @@ def _choices(
     measured = {1: costs.target_s, row.gamma + 1: costs.verify_s}
     drafting = Drafting(
         tokens=lambda n: tokens_from_survival(survival[:n]),
-        draft_s=_call_curve(run.probes, row.method, row.temperature, len(survival), {row.gamma: costs.draft_s}),
-        verify_s=_call_curve(run.probes, TARGET, None, len(survival) + 1, measured),
+        draft_s=_call_curve(
+            run.probes,
+            call_seconds(run.probes, row.method, row.temperature),
+            len(survival),
+            {row.gamma: costs.draft_s},
+        ),
+        verify_s=_call_curve(run.probes, target_seconds(run.probes, row.method), len(survival) + 1, measured),
         lengths=[n for trace in steps for n in trace.n_drafted],
     )
     return outlooks(drafting, costs, len(survival))
 
 
 def _call_curve(
-    probes: Sequence[Probe], method: str, temperature: float | None, n_max: int, measured: dict[int, float]
+    probes: Sequence[Probe], calls: CallTimes | None, n_max: int, measured: dict[int, float]
 ) -> CallSeconds:
     """Seconds by tokens of a call: from probes, else a straight line through what the steps themselves showed."""
-    seconds = {n: mean_call_seconds(probes, method, temperature, n) for n in range(1, n_max + 1)}
+    seconds = {n: mean_call_seconds(probes, calls, n) for n in range(1, n_max + 1)}
     known = {n: value for n, value in seconds.items() if value is not None}
     if known:
         return lambda n: known[n]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,8 @@ class _Call:
     make: Job
     before: Job | None = None
     """What decoding does just before: another model's call leaves the processor's cache without this one's weights."""
+    after: Literal["draft", "target", ""] = ""
+    """As in the probe."""
 
 
 def fact_probes(suite: Suite) -> list[Probe]:
@@ -61,7 +64,7 @@ def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
     calls = list(_calls(suite, config, prompts[number % len(prompts)]))
     random.Random(f"{config.seed}|{number}").shuffle(calls)
     return [
-        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call, clock))
+        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call, clock), call.after)
         for call in calls
     ]
 
@@ -95,12 +98,16 @@ def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
 
 
 def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Call]:
-    """Plain steps follow plain steps, drafts the target's calls, and the target's longer calls a model's draft."""
+    """Plain steps follow plain steps, drafts the target's calls; the target's longer calls what drafted.
+
+    That is a model's draft, or, where drafting calls no model (prompt lookup), the target's call before.
+    """
     gamma_max = max(config.decoding.gammas)
     n_new = gamma_max + 2
     session = Session.start(suite.target, [prompt], n_new)
     plain = _target_call(session, prompt, 1)
     a_models_draft: Job | None = None
+    without_model = False
     for temperature in config.decoding.temperatures:
         sampling = Sampling(temperature, config.decoding.top_k, config.decoding.top_p)
         generator = torch.Generator(suite.target.device).manual_seed(config.seed)
@@ -116,9 +123,14 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
                 yield _Call(method, temperature, len(prompt), n, job, before=plain)
                 if a_models_draft is None and isinstance(drafter, ModelDrafter):
                     a_models_draft = job
+            without_model |= not isinstance(drafter, ModelDrafter)
     yield _Call(TARGET, None, len(prompt), 1, plain)
     for n in range(2, gamma_max + 2):
-        yield _Call(TARGET, None, len(prompt), n, _target_call(session, prompt, n), before=a_models_draft)
+        job = _target_call(session, prompt, n)
+        if a_models_draft:
+            yield _Call(TARGET, None, len(prompt), n, job, before=a_models_draft, after="draft")
+        if without_model or not a_models_draft:
+            yield _Call(TARGET, None, len(prompt), n, job, before=plain, after="target")
 
 
 def _target_call(session: Session, prompt: list[int], n: int) -> Job:

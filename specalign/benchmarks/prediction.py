@@ -12,23 +12,33 @@ from statistics import median
 
 import numpy as np
 
-from specalign.benchmarks.config import TARGET
+from specalign.benchmarks.config import LOOKUP, TARGET
 from specalign.benchmarks.cost_model import tokens_from_survival
 from specalign.probes import CallProbe, Probe
 from specalign.results import GenerationRecord
 
-CallSeconds = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+CallTimes = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 """(numbers of tokens, context lengths), one of each a call -> seconds of each call."""
 
 
-def call_seconds(probes: Sequence[Probe], method: str, temperature: float | None) -> CallSeconds | None:
+def target_seconds(probes: Sequence[Probe], method: str) -> CallTimes | None:
+    """Seconds of the target's calls where ``method`` drafts: they follow its model's draft, if it has a model."""
+    return call_seconds(probes, TARGET, None, after="target" if method == LOOKUP else "draft")
+
+
+def call_seconds(
+    probes: Sequence[Probe], method: str, temperature: float | None, *, after: str = ""
+) -> CallTimes | None:
     """Median seconds of a method's calls, on straight lines between the contexts and counts that were measured.
 
-    Beyond the measured ones the nearest holds. None where there are no such probes.
+    Beyond the measured ones the nearest holds. Calls that came after something else than ``after`` are left out.
+    None where there are no such probes.
     """
     samples: dict[int, dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for probe in probes:
-        if isinstance(probe, CallProbe) and (probe.method, probe.temperature) == (method, temperature):
+        if not isinstance(probe, CallProbe) or (probe.method, probe.temperature) != (method, temperature):
+            continue
+        if probe.after in ("", after):
             samples[probe.n_tokens][probe.context] += probe.seconds
     if not samples:
         return None
@@ -65,8 +75,8 @@ def probed_steps(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -
     A step that drafts n tokens after a context of L takes T_draft(n, L) + T_target(n + 1, L) and the median rest
     of such steps.
     """
-    target = call_seconds(probes, TARGET, None)
     n_drafted, contexts, rest = _steps(records)
+    target = target_seconds(probes, records[0].method) if records else None
     if target is None or not n_drafted:
         return None
     draft_s = np.zeros(len(n_drafted))
@@ -95,11 +105,8 @@ def predicted_from_probes(
     return float(tokens / ours.total_s.sum() * theirs.total_s.mean())
 
 
-def mean_call_seconds(
-    probes: Sequence[Probe], method: str, temperature: float | None, n_tokens: int
-) -> float | None:
-    """Seconds of a call on ``n_tokens`` tokens, averaged over the contexts that were measured."""
-    seconds = call_seconds(probes, method, temperature)
+def mean_call_seconds(probes: Sequence[Probe], seconds: CallTimes | None, n_tokens: int) -> float | None:
+    """``seconds`` of a call on ``n_tokens`` tokens, averaged over the contexts that were measured."""
     contexts = sorted({probe.context for probe in probes if isinstance(probe, CallProbe)})
     return None if seconds is None else float(seconds([n_tokens] * len(contexts), contexts).mean())
 

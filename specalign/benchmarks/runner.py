@@ -277,12 +277,14 @@ def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell]) -> None:
 
 def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRecord:
     """A generation that fails becomes a record of its failure."""
+    load = Load()
     try:
         with _no_garbage_collection():
             done = _decode(suite, config, cell, max_new_tokens=config.decoding.max_new_tokens)
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
         return new_record(suite, config, cell, status="failed", error=reason[:500])
+    busy = load.others()
     (ids,) = done.token_ids
     return new_record(
         suite,
@@ -296,6 +298,7 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
         prefill_s=done.prefill_s,
         decode_s=done.decode_s,
         wall_s=done.wall_s,
+        busy=busy,
     )
 
 

@@ -240,6 +240,7 @@ def _generate_one(
         connect(server.url)
         return new_record(suite, config, cell, status="failed", error=str(error)[:500]), settled_counts(server)
     after = settled_counts(server)
+    counts = difference(after, before) if after and before else None
     record = new_record(
         suite,
         config,
@@ -248,7 +249,8 @@ def _generate_one(
         token_ids=answer.token_ids,
         finish_reason=answer.finish_reason,
         text=answer.text.strip(),
-        counts=difference(after, before) if after and before else None,
+        counts=counts,
+        n_last=answer.n_last if counts and answer.n_parts == 1 + counts.n_drafts > 1 else None,
         prefill_s=answer.first_s,
         decode_s=answer.wall_s - answer.first_s,
         wall_s=answer.wall_s,

@@ -4,22 +4,44 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import replace
 
 from specalign.metrics.convert import conditional_from_survival
 from specalign.metrics.statistics import ratio_interval
 from specalign.results import DraftCounts, GenerationRecord, Interval
 
 
-def n_examined(counts: DraftCounts) -> int | None:
+def in_our_terms(record: GenerationRecord, counts: DraftCounts) -> tuple[DraftCounts, int]:
+    """What our engine would have counted of the same tokens, and the drafts that the output's end cut short.
+
+    A server counts all that its last step accepted, beyond the end of the output too. Our engine examines nothing
+    after an accepted end-of-sequence token, and drafts at most one token less than are still asked for. The counts
+    stay as they are where the tokens of the last step are not known.
+    """
+    if record.n_last is None:
+        return counts, 0
+    n_beyond = 1 + counts.n_drafts + counts.n_accepted - len(record.token_ids)
+    accepted = record.n_last - 1 + n_beyond
+    ended_early = record.finish_reason == "length" or n_beyond > 0
+    kept = record.n_last - (record.finish_reason == "length" or n_beyond == 0)
+    by_position = [
+        count - (kept < place <= accepted) for place, count in enumerate(counts.accepted_by_position, 1)
+    ]
+    ours = replace(counts, n_accepted=sum(by_position), accepted_by_position=by_position)
+    return ours, int(ended_early and kept < record.gamma)
+
+
+def n_examined(counts: DraftCounts, n_cut: int = 0) -> int | None:
     """Drafted tokens that the rule looked at: every draft's first, and one after each accepted but the last.
 
-    sum_i (drafts whose first i - 1 tokens were accepted), i = 1..gamma. None where some drafts were shorter than
-    gamma: the counters do not say how many of them reached their end.
+    sum_i (drafts whose first i - 1 tokens were accepted), i = 1..gamma, without one for each of the ``n_cut`` drafts
+    that an output's end cut short. None where some drafts were shorter than gamma: the counters do not say how many
+    of them reached their end.
     """
     gamma = len(counts.accepted_by_position)
     if counts.n_drafted != gamma * counts.n_drafts:
         return None
-    return sum([counts.n_drafts, *counts.accepted_by_position][:gamma])
+    return sum([counts.n_drafts, *counts.accepted_by_position][:gamma]) - n_cut
 
 
 def total(parts: Sequence[DraftCounts]) -> DraftCounts:
@@ -46,17 +68,21 @@ def counted_figures(records: Sequence[GenerationRecord]) -> dict[str, object]:
     prompt's own call is left out, as it is in our engine.
     """
     by_prompt: dict[str, list[DraftCounts]] = defaultdict(list)
+    cut: dict[str, int] = defaultdict(int)
     for record in records:
         if record.counts:
-            by_prompt[record.prompt_id].append(record.counts)
+            ours, n_cut = in_our_terms(record, record.counts)
+            by_prompt[record.prompt_id].append(ours)
+            cut[record.prompt_id] += n_cut
     if not by_prompt:
         return {}
     prompts = [total(parts) for parts in by_prompt.values()]
+    examined = [n_examined(each, cut[name]) for name, each in zip(by_prompt, prompts, strict=True)]
     drafts, accepted = [each.n_drafts for each in prompts], [each.n_accepted for each in prompts]
     curve = survival(total(prompts))
     taus = [1 + each.n_accepted / each.n_drafts for own in by_prompt.values() for each in own if each.n_drafts]
     return {
-        "alpha_counted": _alpha(prompts),
+        "alpha_counted": _alpha(accepted, examined),
         "accepted_per_drafted": ratio_interval(accepted, [each.n_drafted for each in prompts]),
         "tau": ratio_interval([a + d for a, d in zip(accepted, drafts, strict=True)], drafts),
         "tau_by_request": sum(taus) / len(taus) if taus else None,
@@ -65,7 +91,6 @@ def counted_figures(records: Sequence[GenerationRecord]) -> dict[str, object]:
     }
 
 
-def _alpha(prompts: Sequence[DraftCounts]) -> Interval | None:
-    examined = [n_examined(each) for each in prompts]
+def _alpha(accepted: Sequence[int], examined: Sequence[int | None]) -> Interval | None:
     known = [count for count in examined if count is not None]
-    return ratio_interval([each.n_accepted for each in prompts], known) if len(known) == len(examined) else None
+    return ratio_interval(accepted, known) if len(known) == len(examined) else None

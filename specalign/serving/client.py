@@ -51,6 +51,10 @@ class Answer:
     first_s: float
     """Seconds to the first token (TTFT): queueing and the prompt."""
     wall_s: float
+    n_parts: int
+    """Parts that the answer came in: one a step, unless the server put some together."""
+    n_last: int
+    """Tokens of the last part."""
 
 
 @dataclass(frozen=True)
@@ -85,18 +89,20 @@ def complete(server: Server, request: Request) -> Answer:
     """One streamed completion. Raises RuntimeError with the server's words where it refuses or fails."""
     began = time.perf_counter()
     first = 0.0
-    ids: list[int] = []
+    parts: list[list[int]] = []
     text, finish = "", ""
     for choice in _stream(server, request):
-        new = choice.get("token_ids") or []
-        first = first or (time.perf_counter() - began if new else 0.0)
-        ids += new
+        if new := choice.get("token_ids"):
+            first = first or time.perf_counter() - began
+            parts.append(new)
         text += choice.get("text") or ""
         finish = choice.get("finish_reason") or finish
     wall = time.perf_counter() - began
-    if not ids:
+    if not parts:
         raise RuntimeError(f"{server.url} answered without token ids")
-    return Answer(ids, text, "length" if finish == "length" else "eos", first, wall)
+    ids = [token for part in parts for token in part]
+    reason: Literal["eos", "length"] = "length" if finish == "length" else "eos"
+    return Answer(ids, text, reason, first, wall, len(parts), len(parts[-1]))
 
 
 def _stream(server: Server, request: Request) -> Iterator[dict[str, Any]]:

@@ -150,5 +150,10 @@ def test_a_busy_machine_and_an_unknown_source(sound: list[GenerationRecord], ver
     assert verdict(sound, hardware={"busy_before": 0.6})["quiet machine"].passed is False
     assert verdict(sound, hardware={"busy_before": 0.0, "busy_during": 0.4})["quiet machine"].passed is False
     assert verdict(sound, hardware={})["quiet machine"].passed is None
+    calm = [dataclasses.replace(record, busy=0.02) for record in sound]
+    assert verdict(calm)["quiet machine"].passed is True
+    burst = verdict([dataclasses.replace(calm[0], busy=0.9), *calm[1:]])["quiet machine"]
+    assert burst.passed is False
+    assert "more than 25% in 1 of 12 generations" in burst.detail
     assert verdict(sound, git={"commit": "1" * 40, "dirty": True})["known source"].passed is False
     assert verdict(sound, git={})["known source"].passed is None

@@ -14,7 +14,7 @@ from specalign.benchmarks.cost_model import StepCosts
 from specalign.benchmarks.explain import measured_parts, reason
 from specalign.benchmarks.forced import like_positions
 from specalign.benchmarks.outlook import Drafting, Outlook, best, outlooks, plan
-from specalign.benchmarks.prediction import call_seconds, predicted_from_probes
+from specalign.benchmarks.prediction import call_seconds, predicted_from_probes, target_seconds
 from specalign.metrics.statistics import ratio_of_ratios_interval
 from specalign.probes import CallProbe, ForcedProbe, Probe
 from specalign.results import GenerationRecord, StepTrace
@@ -134,6 +134,19 @@ def test_calls_are_interpolated_between_contexts_and_counts() -> None:
     assert seconds
     assert seconds([1, 3, 9, 9], [0, 50, 100, 500]) == pytest.approx([0.05, 0.075, 0.14, 0.14])
     assert call_seconds(PROBES, "weak", 0.0) is None
+
+
+def test_prompt_lookups_verification_follows_the_targets_own_call() -> None:
+    """Drafting with a model leaves another cache than drafting without."""
+    probes = [
+        *PROBES[:1],
+        CallProbe("target", None, 0, 3, [0.06], "draft"),
+        CallProbe("target", None, 0, 3, [0.05], "target"),
+    ]
+    for method, seconds in (("prompt_lookup", 0.05), ("weak", 0.06)):
+        calls = target_seconds(probes, method)
+        assert calls
+        assert calls([3], [0]) == pytest.approx([seconds])
 
 
 def test_the_prediction_from_calls_timed_apart() -> None:

@@ -53,7 +53,14 @@ def test_calls_at_three_contexts_for_every_count(measure: Callable[..., RunFiles
         for n in (1, 3)
     }
     assert kinds == expected
-    assert len(calls) == 4 * len(expected), "twelve times in a run, every third time the same context"
+    verifications = {("target", None, context, n) for context in contexts for n in (2, 3, 4)}
+    n_kinds = len(expected) + len(verifications)  # after a model's draft, and after the target's own call
+    assert len(calls) == 4 * n_kinds, "twelve times in a run, every third time the same context"
+    assert {call.after for call in calls if call.n_tokens > 1 and call.method == "target"} == {
+        "draft",
+        "target",
+    }
+    assert {call.after for call in calls if call.n_tokens == 1 or call.method != "target"} == {""}
     assert all(len(call.seconds) == 2 and min(call.seconds) > 0 for call in calls)
 
 

@@ -145,7 +145,9 @@ def check_probes(row: dict[str, Any], steps: pd.DataFrame, plain: pd.DataFrame, 
         counts = [np.interp(context, table.columns, line) for line in table.to_numpy()]
         return float(np.interp(n, table.index, counts))
 
-    target_calls, draft_calls = calls[calls.method == "target"], part(calls, row, row["method"])
+    after = "target" if row["method"] == "prompt_lookup" else "draft"
+    target_calls = calls[(calls.method == "target") & calls.after.isin(["", after])]
+    draft_calls = part(calls, row, row["method"])
     survival = np.cumsum([1, *(share or 0 for share in row["survival_by_position"])])
     total = sum(steps.groupby("n_drafted").rest_s.transform("median"))
     for n, context in zip(steps.n_drafted, steps.context, strict=True):

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from specalign.metrics import acceptance
-from specalign.metrics.counters import counted_figures, n_examined, survival, total
+from specalign.metrics.counters import counted_figures, in_our_terms, n_examined, survival, total
 from specalign.results import DraftCounts, GenerationRecord, StepTrace
 
 GAMMA = 3
 ACCEPTED = [2, 0, 3, 1, 0]
 
 
-def trace() -> StepTrace:
-    """Steps that each draft three tokens."""
-    zeros = [0.0] * len(ACCEPTED)
+def trace(steps: Sequence[tuple[int, int, int, int]] = ()) -> StepTrace:
+    """Steps of (drafted, examined, accepted, emitted); by default those of ACCEPTED, each drafting three tokens."""
+    steps = steps or [(GAMMA, min(GAMMA, n + 1), n, n + 1) for n in ACCEPTED]
+    drafted, examined, accepted, emitted = (list(column) for column in zip(*steps, strict=True))
+    zeros = [0.0] * len(steps)
     return StepTrace(
-        n_drafted=[GAMMA] * len(ACCEPTED),
-        n_examined=[min(GAMMA, n + 1) for n in ACCEPTED],
-        n_accepted=ACCEPTED,
-        n_emitted=[n + 1 for n in ACCEPTED],
-        overlap=[[] for _ in ACCEPTED],
+        n_drafted=drafted,
+        n_examined=examined,
+        n_accepted=accepted,
+        n_emitted=emitted,
+        overlap=[[] for _ in steps],
         draft_s=zeros,
         verify_s=zeros,
         rest_s=zeros,
     )
 
 
-def counts() -> DraftCounts:
+def counts(accepted: Sequence[int] = ACCEPTED) -> DraftCounts:
     """What vLLM counts of the same steps."""
-    by_position = [sum(n >= place for n in ACCEPTED) for place in (1, 2, 3)]
-    return DraftCounts(len(ACCEPTED), GAMMA * len(ACCEPTED), sum(ACCEPTED), by_position)
+    by_position = [sum(n >= place for n in accepted) for place in (1, 2, 3)]
+    return DraftCounts(len(accepted), GAMMA * len(accepted), sum(accepted), by_position)
 
 
 def record(prompt: str, counted: DraftCounts) -> GenerationRecord:
@@ -64,3 +72,35 @@ def test_nothing_counted_is_nothing_known() -> None:
     assert counted_figures([]) == {}
     assert survival(DraftCounts(0, 0, 0, [0, 0])) == [None, None]
     assert total([counts(), counts()]) == DraftCounts(10, 30, 12, [6, 4, 2])
+
+
+AGREEING = st.lists(st.integers(0, GAMMA), min_size=1, max_size=12)
+"""Of each step, the drafted tokens that the target would have chosen too."""
+
+
+@given(AGREEING, st.integers(1, 5), st.sampled_from(["length", "eos"]))
+def test_what_was_accepted_beyond_the_end_is_not_ours(
+    agreeing: list[int], last: int, reason: Literal["length", "eos"]
+) -> None:
+    """The same tokens by both engines, with the end inside of the last step or at its end."""
+    *before, final = agreeing
+    n_last = min(last, final + 1)
+    cut = n_last <= final or reason == "length"
+    steps = [(GAMMA, min(GAMMA, n + 1), n, n + 1) for n in before]
+    if reason == "length":  # at most one token less than are still asked for is drafted
+        steps.append((min(GAMMA, n_last - 1), n_last - 1, n_last - 1, n_last))
+    elif cut:  # the accepted token ends the output
+        steps.append((GAMMA, n_last, n_last, n_last))
+    else:
+        steps.append((GAMMA, min(GAMMA, final + 1), final, n_last))
+    n_tokens = 1 + sum(emitted for *_, emitted in steps)
+    own = replace(record("a", counts(agreeing)), token_ids=[0] * n_tokens, finish_reason=reason, n_last=n_last)
+
+    ours, n_cut = in_our_terms(own, counts(agreeing))
+    traced = [trace(steps)]
+    assert ours.n_accepted == sum(ours.accepted_by_position) == acceptance.n_accepted(traced)
+    assert n_examined(ours, n_cut) == acceptance.n_examined(traced)
+    assert survival(ours) == [
+        sum(accepted >= place for *_, accepted, _ in steps) / len(steps) for place in (1, 2, 3)
+    ]
+    assert in_our_terms(replace(own, n_last=None), counts(agreeing)) == (counts(agreeing), 0)

@@ -28,13 +28,17 @@ def test_a_completion_is_the_servers_token_ids(serve: Serve) -> None:
     assert answer.token_ids == expected
     assert answer.finish_reason == "length"
     assert 0 < answer.first_s <= answer.wall_s
+    assert (answer.n_parts, answer.n_last) == (5, 1)
 
 
 def test_counters_are_read_by_engine_and_position_and_not_their_time_of_creation(serve: Serve) -> None:
     server = connect(serve(Fake(gamma=3)))
     before = settled_counts(server)
     assert before == DraftCounts(0, 0, 0, [0, 0, 0])
-    complete(server, Request([1, 9], 8))  # 1, then 2 + 1, 0 + 1, 1 + 1, 2 + 1 of which 1 is beyond the end
+    answer = complete(
+        server, Request([1, 9], 8)
+    )  # 1, then 2 + 1, 0 + 1, 1 + 1, 2 + 1 of which 1 is beyond the end
+    assert (answer.n_parts, answer.n_last) == (1 + 4, 1)
     after = settled_counts(server)
     assert after is not None
     assert difference(after, before) == DraftCounts(4, 12, 5, [3, 2, 0])
