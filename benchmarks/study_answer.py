@@ -1,9 +1,10 @@
 """The study's answer from its own files: which objective, for which decoding, by how much.
 
-    python benchmarks/study_answer.py RUN [--training runs/study]
+    python benchmarks/study_answer.py RUN [--training runs/study] [--baseline ARM]
 
 RUN is the folder of the study's benchmark; its drafters are named ARM-SEED. ``--training`` keeps the validation curves
-of the training runs as RUN/training.json. Writes RUN/answer.md and RUN/learning.png; equal files give equal answers.
+of the training runs as RUN/training.json. ``--baseline`` is the objective that the others are compared with
+(forward_kl). Writes RUN/answer.md and RUN/learning.png; equal files give equal answers.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from specalign.results import Interval, atomic_path, write_json
 TRAINING = "training.json"
 BASELINE = "forward_kl"
 SIGNIFICANT = 0.05
+LEAST_RANKED = 8
+"""Drafters below which a rank correlation says nothing."""
 RESAMPLES = 5000
 Curves = dict[str, dict[str, list[dict[str, float]]]]
 """Arm -> seed -> its validations."""
@@ -39,6 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, metavar="RUN")
     parser.add_argument("--training", type=Path, help="folder of the training runs, ARM/seed-N")
+    parser.add_argument("--baseline", default=BASELINE, metavar="ARM", help="the objective to compare with")
     args = parser.parse_args()
     if args.training:
         write_json(args.run / TRAINING, curves_of(args.training))
@@ -50,7 +54,9 @@ def main() -> None:
             f"{args.run} has no objective with two seeds (drafters ARM-0, ARM-1): nothing to compare; "
             f"the curves are in {args.run / 'learning.png'}"
         )
-    text = "\n".join(answer(run, curves)) + "\n"
+    if args.baseline not in _arms(run):
+        parser.error(f"no drafter of the objective {args.baseline!r} (objectives: {', '.join(_arms(run))})")
+    text = "\n".join(answer(run, curves, args.baseline)) + "\n"
     with atomic_path(args.run / "answer.md") as partial:
         partial.write_text(text, encoding="utf-8")
     print(text)
@@ -67,7 +73,7 @@ def curves_of(folder: Path) -> Curves:
     return found
 
 
-def answer(run: RunFiles, curves: Curves) -> list[str]:
+def answer(run: RunFiles, curves: Curves, baseline: str = BASELINE) -> list[str]:
     """The page."""
     arms = _arms(run)
     settings = sorted({(row.temperature, row.gamma) for row in run.result.rows if row.gamma})
@@ -82,16 +88,16 @@ def answer(run: RunFiles, curves: Curves) -> list[str]:
         _held_out(curves, "agreement", "argmax agreement"),
         "",
     ]
-    lines += [*_correlation(run, arms), "", *_hypotheses(compared, settings), ""]
+    lines += [*_correlation(run, arms), *_hypotheses(compared, settings, baseline)]
     for setting in settings:
         lines += [
             f"## Temperature {setting[0]:g}, γ = {setting[1]}",
             "",
-            *_table(run, arms, compared, setting),
+            *_table(run, arms, compared, setting, baseline),
             "",
         ]
     lines += ["## Training", "", *_training(curves), "", "![validation α while training](learning.png)", ""]
-    return [*lines, *LEGEND]
+    return [*lines, *(line.replace(BASELINE, baseline) for line in LEGEND)]
 
 
 LEGEND = [
@@ -182,8 +188,10 @@ def _held_out(curves: Curves, key: str, name: str) -> str:
     )
 
 
-def _hypotheses(compared: Sequence[Comparison], settings: Sequence[Setting]) -> list[str]:
-    """The hypotheses of design.md, each by expected acceptance and by speed."""
+def _hypotheses(compared: Sequence[Comparison], settings: Sequence[Setting], baseline: str) -> list[str]:
+    """The hypotheses of the study's design.md, each by expected acceptance and by speed; they are about forward KL."""
+    if baseline != BASELINE:
+        return []
     asked = [
         ("1. At temperature 0 the pure rank loss accepts more than forward KL", "rank_pure", 0.0),
         ("2. When sampling, JSD accepts more than forward KL", "jsd", 1.0),
@@ -198,19 +206,19 @@ def _hypotheses(compared: Sequence[Comparison], settings: Sequence[Setting]) -> 
     lines = ["| hypothesis | α, against forward_kl | speed, against forward_kl |", "| --- | --- | --- |"]
     for text, arm, temperature in asked:
         cells = [
-            _against(compared, arm, setting, figure)
+            _against(compared, arm, setting, figure, baseline)
             for figure in ("alpha expected", "speed")
             for setting in settings
             if setting[0] == temperature
         ]
         lines.append(f"| {text} | {' | '.join(cells)} |")
-    return lines
+    return [*lines, ""]
 
 
-def _against(compared: Sequence[Comparison], arm: str, setting: Setting, figure: str) -> str:
+def _against(compared: Sequence[Comparison], arm: str, setting: Setting, figure: str, baseline: str) -> str:
     """The ratio of an arm to the baseline, with its interval, p and the difference that would show."""
     for one in compared:
-        if one.figure == figure and one.setting == setting and set(one.pair) == {arm, BASELINE}:
+        if one.figure == figure and one.setting == setting and set(one.pair) == {arm, baseline}:
             ratio = one.found.ratio if one.pair[0] == arm else _inverse(one.found.ratio)
             seen = "" if one.found.detectable is None else f", {one.found.detectable:.0%} would show"
             verdict = "" if one.p_value < SIGNIFICANT else "no difference: "
@@ -224,7 +232,11 @@ def _inverse(ratio: Interval) -> Interval:
 
 
 def _table(
-    run: RunFiles, arms: dict[str, list[Drafter]], compared: Sequence[Comparison], setting: Setting
+    run: RunFiles,
+    arms: dict[str, list[Drafter]],
+    compared: Sequence[Comparison],
+    setting: Setting,
+    baseline: str,
 ) -> list[str]:
     header = [
         "objective",
@@ -232,15 +244,15 @@ def _table(
         "speed-up",
         "α expected",
         "τ",
-        "speed, against forward_kl",
-        "α, against forward_kl",
+        f"speed, against {baseline}",
+        f"α, against {baseline}",
     ]
     lines = []
     for arm, members in {LOOKUP: [(0, LOOKUP)], **arms}.items():
         names = [name for _, name in members]
         row = [arm, str(len(names)), interval(_speedup(run, names, setting), unit="x")]
         row += [f"{_mean(run, names, setting, figure):.3f}" for figure in ("alpha expected", "tau")]
-        row += [_against(compared, arm, setting, figure) for figure in ("speed", "alpha expected")]
+        row += [_against(compared, arm, setting, figure, baseline) for figure in ("speed", "alpha expected")]
         lines.append(row)
     lines.sort(key=lambda row: -float(row[2].split("x")[0]))
     return markdown_table(header, lines)
@@ -249,6 +261,8 @@ def _table(
 def _correlation(run: RunFiles, arms: dict[str, list[Drafter]]) -> list[str]:
     """Teacher-forced acceptance against measured speed-up, over the trained and untrained drafters of two layers."""
     names = {name for members in arms.values() for _, name in members}
+    if len(names) < LEAST_RANKED:
+        return []
     lines = []
     for temperature in sorted({row.temperature for row in run.result.rows}):
         rows = [row for row in run.result.rows if row.method in names and row.temperature == temperature]
@@ -269,7 +283,7 @@ def _correlation(run: RunFiles, arms: dict[str, list[Drafter]]) -> list[str]:
             f"Teacher-forced α ranks the {len(x)} drafters' measured speed-up at temperature {temperature:g} with a "
             f"Spearman correlation of {stats.spearmanr(x, y).statistic:.2f} [{low:.2f}, {high:.2f}]."
         )
-    return lines
+    return [*lines, ""]
 
 
 def _training(curves: Curves) -> list[str]:
