@@ -158,7 +158,14 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tens
         if kind == "optimiser":
             index, _, field = rest.partition(".")
             state.setdefault(int(index), {})[field] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    groups, first = [], 0
+    for group in (
+        optimiser.param_groups
+    ):  # by number; a sharded optimiser has no state_dict of its own to take them from
+        last = first + len(group["params"])
+        groups.append({**group, "params": list(range(first, last))})
+        first = last
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _random_states(generator: torch.Generator) -> dict[str, Tensor]:

@@ -192,6 +192,8 @@ class OptimiserConfig:
     """Passes of one optimiser step; weighted by tokens, they equal one big batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
+    sharded: bool = False
+    """Where several processes train, each keeps AdamW's moments of its share of the parameters only (ZeRO stage 1)."""
     compile: bool = False
     """Run the student's decoder through torch.compile where the loss is computed: minutes first, then faster steps."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

@@ -34,7 +34,7 @@ from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice
-from specalign.training.optimiser import adamw, clip_gradients, rate
+from specalign.training.optimiser import adamw, clip_gradients, gather_state, rate
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
@@ -53,7 +53,7 @@ class Run:
     policy: Policy
     prompts: Sequence[Prompt]
     objective: Objective
-    optimiser: torch.optim.AdamW
+    optimiser: torch.optim.Optimizer
     generator: torch.Generator
     """CPU generator of rollouts and mix."""
     validation: Validation
@@ -248,6 +248,9 @@ def loop(run: Run, bar: Bar, begun: float) -> None:
         position.train_s += run.step_s
         position.wall_s = time.monotonic() - begun
         losses, tokens = losses + report.loss * report.n_tokens, tokens + report.n_tokens
+        due = bool(log.checkpoint_every) and position.step % log.checkpoint_every == 0
+        if due:
+            gather_state(run.optimiser)
         if distributed.rank() != 0:
             continue
         if position.step % log.every == 0:
@@ -256,7 +259,7 @@ def loop(run: Run, bar: Bar, begun: float) -> None:
             last_log, losses, tokens = now, 0.0, 0
         if log.validate_every and position.step % log.validate_every == 0 and spent(run) < 1:
             validate(run, begun)
-        if log.checkpoint_every and position.step % log.checkpoint_every == 0:
+        if due:
             save_checkpoint(
                 run.path,
                 run.pair.student,

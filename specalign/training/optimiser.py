@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from specalign.training.config import OptimiserConfig
+from specalign.training.distributed import world_size
 
 
-def adamw(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv:1711.05101) over the trainable parameters; norms, biases and embeddings do not decay."""
+def adamw(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) over the trainable parameters; norms, biases and embeddings do not decay.
+
+    With ``config.sharded`` and several processes each of them updates its share of the parameters, whose moments it
+    alone keeps, and sends them to the others (ZeRO stage 1, arXiv:1910.02054).
+    """
     embeddings = {
         id(parameter)
         for module in model.modules()
@@ -29,7 +35,18 @@ def adamw(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
         {"params": decayed, "weight_decay": config.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, config.beta2), fused=True)
+    settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
+    if config.sharded and world_size() > 1:
+        from torch.distributed.optim import ZeroRedundancyOptimizer  # not in every build of torch
+
+        return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
+    return torch.optim.AdamW(groups, **settings)
+
+
+def gather_state(optimiser: torch.optim.Optimizer) -> None:
+    """Bring a sharded optimiser's state to rank 0, which writes it; every process calls this."""
+    if hasattr(optimiser, "consolidate_state_dict"):
+        optimiser.consolidate_state_dict(to=0)
 
 
 def rate(spent: float, config: OptimiserConfig) -> float:
