@@ -104,7 +104,7 @@ LEGEND = [
     "Speed-up: the plain target's wall seconds per token over the drafter's, all seeds of an objective together;",
     "brackets are 95 % intervals of a hierarchical bootstrap over seeds and prompts. `against forward_kl` is a ratio",
     "with its interval, the Holm-corrected p over all pairs of objectives, and the smallest difference that would have",
-    "shown (power 80 %). With three seeds the doubt between seeds is understated by a third. Every number is computed",
+    "shown (power 80 %). With n seeds the doubt between seeds is understated by 1/n. Every number is computed",
     "from `records.jsonl`, `probes.jsonl` and `training.json` here by `python benchmarks/study_answer.py` with",
     "the folder's name.",
 ]

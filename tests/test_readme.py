@@ -138,3 +138,26 @@ def test_the_long_studys_rows_are_its_files(shown: str, method: str, curve: str,
     ]
     cells = [shown, f"{held_out['agreement']:.3f}", f"{held_out['alpha']:.3f}", *speeds]
     assert f"| {' | '.join(cells)} |" in README.splitlines()
+
+
+def test_the_losses_table_comes_out_of_its_file() -> None:
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*losses_cpu[^)]*)\)", text)
+    cases = json.loads((ROOT / name).read_text(encoding="utf-8"))["benchmarks"]
+    assert len(cases) == 16
+    for case in cases:
+        label, found = re.findall(r"\[(.*)\]", case["name"])[0], case["extra_info"]
+        gigabytes = {key: f"{found[key] / 1e9:.2f}" for key in found if key.endswith("peak_bytes")}
+        if "trl" in found:
+            ours = f"(ours {found['wall_s']:.1f} s, {gigabytes['peak_bytes']} GB)"
+            assert f"{found['trl_wall_s']:.1f} s and {gigabytes['trl_peak_bytes']} GB {ours}" in " ".join(
+                text.split()
+            )
+            continue
+        error = f"{found['gradient_error']:.0e}"
+        if "gradient_error_to_float64" in found:
+            exact = (found["gradient_error_to_float64"], found["whole_gradient_error_to_float64"])
+            error += "; " + " and ".join(f"{one:.0e}" for one in exact)
+        cells = [label, gigabytes["peak_bytes"], gigabytes["whole_peak_bytes"]]
+        cells += [f"{found['wall_s']:.1f}", f"{found['time_ratio']:.2f}", error]
+        assert f"| {' | '.join(cells)} |" in text

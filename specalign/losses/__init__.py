@@ -125,6 +125,11 @@ class Objective:
         return max([1, *(_gamma(hyper) for _, _, hyper in self._window_terms)]) if self.keep == 1 else None
 
     @property
+    def n_columns(self) -> int:
+        """K of ``measure``."""
+        return bool(self._local_terms) + len(self._window_terms)
+
+    @property
     def _local_terms(self) -> list[tuple[str, float, Mapping[str, Any]]]:
         return [term for term in self.terms if term[0] != "accepted_length"]
 

@@ -71,7 +71,10 @@ def test_kept_tokens_are_those_with_the_largest_loss(draw: Callable[..., Tensor]
     ],
 )
 def test_horizon(weights: dict[str, float], options: dict, horizon: int | None) -> None:
-    assert objective(weights, **options).horizon == horizon
+    goal = objective(weights, **options)
+    assert goal.horizon == horizon
+    logits = torch.zeros(2, 3)
+    assert goal.measure(logits, logits, labels=torch.zeros(2, dtype=torch.long)).shape == (2, goal.n_columns)
 
 
 def test_supervised_training_needs_no_teacher(draw: Callable[..., Tensor]) -> None:
