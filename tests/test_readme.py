@@ -81,17 +81,25 @@ def published(kind: str) -> str:
     return run
 
 
-def test_the_studys_answer_comes_out_of_its_page() -> None:
-    page = (ROOT / published("study") / "answer.md").read_text(encoding="utf-8").splitlines()
-    shown = README.split("<!-- study: begin -->")[1].split("<!-- study: end -->")[0].splitlines()
+@pytest.mark.parametrize(
+    ("kind", "folder"),
+    [("study", "2026-11-24_study_cpu-2core"), ("long study", "2026-11-25_study-long-seeds_cpu-2core")],
+)
+def test_the_studys_answer_comes_out_of_its_page(kind: str, folder: str) -> None:
+    page = (ROOT / "reports" / folder / "answer.md").read_text(encoding="utf-8").splitlines()
+    shown = README.split(f"<!-- {kind}: begin -->")[1].split(f"<!-- {kind}: end -->")[0].splitlines()
     lines = [line for line in shown if line]
     assert lines
     assert not [line for line in lines if line not in page]
 
 
 @pytest.mark.slow
-def test_the_studys_page_comes_out_of_its_records() -> None:
-    folder = ROOT / published("study")
+@pytest.mark.parametrize(
+    ("run", "baseline"),
+    [("2026-11-24_study_cpu-2core", "forward_kl"), ("2026-11-25_study-long-seeds_cpu-2core", "jsd")],
+)
+def test_the_studys_page_comes_out_of_its_records(run: str, baseline: str) -> None:
+    folder = ROOT / "reports" / run
     name = "study_answer"
     spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
@@ -100,7 +108,9 @@ def test_the_studys_page_comes_out_of_its_records() -> None:
     spec.loader.exec_module(module)
     curves = json.loads((folder / module.TRAINING).read_text(encoding="utf-8"))
     page = (folder / "answer.md").read_text(encoding="utf-8").splitlines()
-    assert [line for text in module.answer(read_run(folder), curves) for line in text.split("\n")] == page
+    assert [
+        line for text in module.answer(read_run(folder), curves, baseline) for line in text.split("\n")
+    ] == page
 
 
 def test_the_quantisation_table_comes_out_of_its_file() -> None:

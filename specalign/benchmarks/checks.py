@@ -39,7 +39,7 @@ def trust_checks(
         _samples(result, records),
         _resolution(records),
         _drift(records),
-        _quiet(result.provenance.get("hardware", {}), records),
+        _quiet(result, records),
         _source(result.provenance.get("git", {})),
     ]
 
@@ -177,9 +177,14 @@ def _prediction(rows: Sequence[SummaryRow]) -> Check:
     return Check("prediction", worst <= MAX_RESIDUAL, detail)
 
 
-def _quiet(hardware: dict[str, Any], records: Sequence[GenerationRecord]) -> Check:
-    """On average over the run, and in single generations: a burst of work elsewhere spoils those that it meets."""
-    before, during = hardware.get("busy_before"), hardware.get("busy_during")
+def _quiet(result: BenchmarkResult, records: Sequence[GenerationRecord]) -> Check:
+    """On average over the run, and in single generations: a burst of work elsewhere spoils those that it meets.
+
+    The work of servers that decode is not told from that of others: for them only the time before the run counts.
+    """
+    hardware = result.provenance.get("hardware", {})
+    served = result.config.get("engine", {}).get("name") == "vllm"
+    before, during = hardware.get("busy_before"), None if served else hardware.get("busy_during")
     if before is None:
         return Check("quiet machine", None, "how busy the machine was before the run is not known")
     detail = f"other processes took {before:.0%} of the processor just before the run"
