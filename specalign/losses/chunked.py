@@ -60,8 +60,8 @@ def chunked_loss(
     ``student`` and ``teacher`` are (hidden states [..., d], head: [n, d] -> aligned logits [n, C]); the logits
     of one chunk are alive at a time. Same values and gradients as the objective on whole logits; gradients
     reach the student's hidden states, head weight and bias, none the teacher. ``teacher`` may be None where
-    the objective does not look at it. ``chunk_tokens`` defaults to 64 MiB for one float32 tensor of logits, divided
-    by the objective's columns, each of which has a gradient of that size.
+    the objective does not look at it. ``chunk_tokens`` defaults to 64 MiB for one float32 tensor of logits, and
+    two thirds of that where the objective has two columns, each with a gradient of that size.
 
     The forward pass forms the gradients already, on the assumption that all tokens will weigh the same (what a
     mean gives): then no logits are computed twice. Where the backward pass finds other weights, and for an
@@ -77,7 +77,7 @@ def chunked_loss(
         None if labels is None else labels.flatten(),
         partial(objective.combine, sequence_ids=sequence_ids, reference_loss=reference_loss),
         hidden.shape[:-1],
-        chunk_tokens or max(1, CHUNK_BYTES // (4 * head.weight.shape[0] * objective.n_columns)),
+        chunk_tokens or max(1, 2 * CHUNK_BYTES // (4 * head.weight.shape[0] * (1 + objective.n_columns))),
         torch.is_grad_enabled(),
         partial(
             torch.autocast,
