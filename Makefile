@@ -9,9 +9,10 @@ BUDGET ?= 24_000
 SEEDS ?= 0 1 2
 PROMPTS ?= 12
 STUDY_ARMS := seqkd forward_kl jsd rank_pure rank_calibrated rank_anchored jsd_rank gkd
+STUDY_SURVIVORS := rank_anchored jsd
 STUDY_SINGLE := untrained aligned broken_start four_layers full_head
 
-.PHONY: help demo study test test-slow test-vllm lint types venv clean
+.PHONY: help demo study study-long test test-slow test-vllm lint types venv clean
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
@@ -29,6 +30,13 @@ study: $(INSTALLED) ## every objective on equal budgets, benchmarked and compare
 		$(foreach arm,$(STUDY_ARMS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study/$(arm)/seed-$(seed))) \
 		$(foreach arm,$(STUDY_SINGLE),$(arm)=runs/study/$(arm)/seed-0)
 	$(BIN)/python benchmarks/study_answer.py reports/study --training runs/study
+
+study-long: $(INSTALLED) ## the study's two survivors with ten times the tokens, three seeds, compiled target (about 2 hours)
+	$(BIN)/specalign-train --recipe training/study_long.toml --output runs/study_long \
+		--seeds $(SEEDS) --compare $(STUDY_SURVIVORS)
+	$(BIN)/specalign-bench run --suite benchmarks/study_long.toml --output reports/study-long --drafter \
+		$(foreach arm,$(STUDY_SURVIVORS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study_long/$(arm)/seed-$(seed)))
+	$(BIN)/python benchmarks/study_answer.py reports/study-long --training runs/study_long --baseline jsd
 
 test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores)
 	$(BIN)/python -m pytest
