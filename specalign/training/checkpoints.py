@@ -158,10 +158,9 @@ def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tens
         if kind == "optimiser":
             index, _, field = rest.partition(".")
             state.setdefault(int(index), {})[field] = tensor
+    # Groups by number: a sharded optimiser has no state_dict of its own to take them from.
     groups, first = [], 0
-    for group in (
-        optimiser.param_groups
-    ):  # by number; a sharded optimiser has no state_dict of its own to take them from
+    for group in optimiser.param_groups:
         last = first + len(group["params"])
         groups.append({**group, "params": list(range(first, last))})
         first = last

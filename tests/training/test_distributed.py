@@ -11,12 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.optim import ZeroRedundancyOptimizer
+from torch.optim import AdamW
 
 from specalign.config import write_config
 from specalign.results import write_json
-from specalign.training import folder
+from specalign.training import folder, optimiser
 from specalign.training.checkpoints import list_checkpoints
-from specalign.training.config import TrainConfig
+from specalign.training.config import OptimiserConfig, TrainConfig
 from specalign.training.session import train_all
 
 
@@ -90,6 +92,20 @@ def rewind(config: TrainConfig) -> None:
     shutil.rmtree(last)
     write_json(config.output / folder.PROVENANCE, folder.read_provenance(config.output) | {"status": "running"})
     (config.output / "model.safetensors").unlink()
+
+
+def test_the_optimiser_is_sharded_if_asked_for_among_several(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A group of one process, told that it is one of two."""
+    model = torch.nn.Linear(2, 2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for others, sharded, kind in ((2, True, ZeroRedundancyOptimizer), (2, False, AdamW), (1, True, AdamW)):
+            monkeypatch.setattr(optimiser, "world_size", lambda others=others: others)
+            assert type(optimiser.adamw(model, OptimiserConfig(sharded=sharded))) is kind
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_a_sharded_optimisers_checkpoint_is_whole(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
