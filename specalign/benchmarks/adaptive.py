@@ -53,7 +53,8 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
 
 def _costs(name: str, config: BenchConfig, probes: list[Probe]) -> Adaptive:
     gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
-    target = [_seconds(probes, target_seconds(probes, name), n) for n in range(1, gamma + 2)]
+    verification = target_seconds(probes, name)
+    target = [_seconds(probes, verification, n) for n in range(1, gamma + 2)]
     return Adaptive.measured(_seconds(probes, call_seconds(probes, name, temperature), gamma) / gamma, target)
 
 
