@@ -9,6 +9,7 @@ from typing import Any
 
 from specalign.benchmarks.comparison import seconds_per_token
 from specalign.benchmarks.config import LOOKUP, TARGET
+from specalign.benchmarks.differences import SIGNIFICANT, self_comparisons
 from specalign.metrics.comparisons import minimum_detectable_difference
 from specalign.results import BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
@@ -32,16 +33,18 @@ def trust_checks(
     result: BenchmarkResult, records: Sequence[GenerationRecord], rows: Sequence[SummaryRow]
 ) -> list[Check]:
     """One line a check, each with the figures that it rests on."""
-    return [
+    found = [
         _lossless(rows),
         _accounting(records),
         _prediction(rows),
         _samples(result, records),
         _resolution(records),
+        _itself(records),
         _drift(records),
         _quiet(result, records),
         _source(result.provenance.get("git", {})),
     ]
+    return [check for check in found if check]
 
 
 def _lossless(rows: Sequence[SummaryRow]) -> Check:
@@ -135,6 +138,24 @@ def _resolution(records: Sequence[GenerationRecord]) -> Check:
 
 def _detectable(ours: Mapping[str, float], plain: Mapping[str, float]) -> float | None:
     return minimum_detectable_difference([math.log(plain[key] / ours[key]) for key in ours if key in plain])
+
+
+def _itself(records: Sequence[GenerationRecord]) -> Check | None:
+    """A/A: a method must not differ from itself. None where nothing was repeated."""
+    found = self_comparisons(records)
+    if not found:
+        return None
+    ratios = [comparison.ratio for comparison in found]
+    holding = sum(ratio.low is None or ratio.high is None or ratio.low <= 1 <= ratio.high for ratio in ratios)
+    detail = (
+        f"the even repeats of {len(found)} rows against their odd ones: {min(ratio.value for ratio in ratios):.3f} to "
+        f"{max(ratio.value for ratio in ratios):.3f} in seconds per token, {holding} of {len(found)} intervals hold 1"
+    )
+    worst = min(found, key=lambda comparison: comparison.p_value)
+    differs = worst.p_value < SIGNIFICANT
+    if differs:
+        detail += f"; {worst.method} at temperature {worst.temperature:g} differs from itself: {worst.ratio.value:.3f}x"
+    return Check("same against itself", not differs, detail)
 
 
 def _drift(records: Sequence[GenerationRecord]) -> Check:

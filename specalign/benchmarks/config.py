@@ -85,7 +85,7 @@ class DecodingConfig:
     max_new_tokens: int = 64
     """Most new tokens of a generation."""
     repeats: int = 1
-    """Generations of each prompt by each method."""
+    """Generations of each prompt by each method; from 2 on each method is compared with itself too (A/A)."""
     student_alone: bool = False
     """Let each drafter decode every prompt on its own too, to see its own quality."""
     __pydantic_config__ = STRICT

@@ -15,7 +15,8 @@ from specalign.metrics.comparisons import (
     paired_p_value,
     prompts_needed,
 )
-from specalign.results import GenerationRecord
+from specalign.metrics.statistics import ratio_of_ratios_interval
+from specalign.results import GenerationRecord, Interval
 
 SIGNIFICANT = 0.05
 WANTED = 0.03
@@ -43,6 +44,22 @@ class Difference:
         return self.p_value < SIGNIFICANT
 
 
+Setting = tuple[str, float]
+"""Method (with its gamma) and temperature."""
+
+
+@dataclass(frozen=True)
+class SelfComparison:
+    """A method against itself."""
+
+    method: str
+    temperature: float
+    ratio: Interval
+    """Seconds per token of the even repeats over the odd ones': means over prompts."""
+    p_value: float
+    """Holm-adjusted over all methods and temperatures."""
+
+
 def differences(records: Sequence[GenerationRecord]) -> list[Difference]:
     """All pairs of methods among records of one temperature, by seconds per token."""
     speeds = seconds_per_token(records)
@@ -64,6 +81,36 @@ def differences(records: Sequence[GenerationRecord]) -> list[Difference]:
         for pair, own in logs.items()
         if own
     ]
+
+
+def self_comparisons(records: Sequence[GenerationRecord]) -> list[SelfComparison]:
+    """Each method's even repeats against its odd ones (A/A), paired by prompt; empty where nothing was repeated.
+
+    Nothing sets the two apart but chance, so a difference that is called real is an error of the measurement.
+    """
+    found: dict[Setting, tuple[Interval, float]] = {}
+    for temperature in sorted({record.temperature for record in records}):
+        first, second = (
+            seconds_per_token(
+                [
+                    record
+                    for record in records
+                    if record.status == "ok" and record.temperature == temperature and record.repeat % 2 == half
+                ]
+            )
+            for half in (0, 1)
+        )
+        for method, ours in first.items():
+            shared = [prompt for prompt in ours if prompt in second.get(method, {})]
+            if not shared:
+                continue
+            a, b = ([speeds[prompt] for prompt in shared] for speeds in (ours, second[method]))
+            p_value = paired_p_value(*([math.log(value) for value in half] for half in (a, b)))
+            ones = [1.0] * len(shared)
+            if ratio := ratio_of_ratios_interval((a, ones), (b, ones)):
+                found[method, temperature] = ratio, p_value
+    adjusted = holm({setting: p_value for setting, (_, p_value) in found.items()})
+    return [SelfComparison(*setting, ratio, adjusted[setting]) for setting, (ratio, _) in found.items()]
 
 
 def difference_lines(records: Sequence[GenerationRecord]) -> list[str]:

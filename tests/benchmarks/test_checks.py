@@ -1,10 +1,12 @@
 """The trust verdict: each check passes on a sound run and fails on the fault that it is there for."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 
 from specalign.benchmarks.checks import trust_checks
@@ -121,6 +123,27 @@ def test_a_machine_that_slows_down(sound: list[GenerationRecord], verdict: Verdi
     check = verdict(slower)["steady clock"]
     assert check.passed is False
     assert "+40.0%" in check.detail
+
+
+@pytest.mark.parametrize(("slower", "passed"), [(1.0, True), (1.1, False)])
+def test_a_method_must_not_differ_from_itself(
+    sound: list[GenerationRecord], verdict: Verdict, slower: float, passed: bool
+) -> None:
+    """Twelve prompts twice, with 2 % noise; then with second repeats that take a tenth longer."""
+    assert "same against itself" not in verdict(sound), "nothing was repeated"
+    noise = np.random.default_rng(0)
+    records = [
+        dataclasses.replace(
+            generation(order, method, prompt), repeat=repeat, wall_s=noise.lognormal(0, 0.02) * slower**repeat
+        )
+        for order, (prompt, method, repeat) in enumerate(
+            itertools.product(range(2 * N_PROMPTS), ("target", "ours"), range(2))
+        )
+    ]
+    check = verdict(records)["same against itself"]
+    assert check.passed is passed
+    assert "the even repeats of 2 rows" in check.detail
+    assert ("differs from itself" in check.detail) is not passed
 
 
 def test_noise_is_not_drift(sound: list[GenerationRecord], verdict: Verdict) -> None:
