@@ -62,8 +62,8 @@ def generate(
     """Decode after each prompt, speculatively with ``drafter``, plainly with None.
 
     ``input_ids`` is one prompt or a batch of prompts of any lengths (an encoder-decoder model's encoder reads
-    them, one at a time). The output follows the target's distribution exactly, whatever the drafter; at
-    temperature 0 it is the target's greedy output. The options and their defaults:
+    them; with a drafter its rows are decoded one at a time). The output follows the target's distribution exactly,
+    whatever the drafter; at temperature 0 it is the target's greedy output. The options and their defaults:
 
     - ``gamma`` (4): draft length. ``rule`` ("token"): how drafts are verified, a name in ``RULES``.
     - ``temperature`` (0.0: greedy), ``top_k`` (0: off) and ``top_p`` (1.0: off), for target and drafter alike;
@@ -79,7 +79,7 @@ def generate(
     """
     stepper, settings = _prepared(target, drafter, **options)
     parts = []
-    for prompts in _batches(stepper, _as_rows(input_ids)):
+    for prompts in _batches(stepper, drafter, _as_rows(input_ids)):
         request = _begin(stepper, drafter, prompts, settings)
         for _ in _steps(request):
             pass
@@ -96,12 +96,13 @@ def stream(
 ) -> Iterator[list[list[int]]]:
     """:func:`generate`, step by step: yields the new ids of each row, none for a row that is finished.
 
-    The lists add up to ``generate(...).token_ids``. Rows of an encoder-decoder model come one after the other.
+    The lists add up to ``generate(...).token_ids``. With a drafter, rows of an encoder-decoder model come one after
+    the other.
     """
     stepper, settings = _prepared(target, drafter, **options)
     rows = _as_rows(input_ids)
     first = 0
-    for prompts in _batches(stepper, rows):
+    for prompts in _batches(stepper, drafter, rows):
         request = _begin(stepper, drafter, prompts, settings)
         shown = [0] * len(prompts)
         for _ in _steps(request):
@@ -145,9 +146,10 @@ def _prepared(
     )
 
 
-def _batches(target: Stepper, prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Prompts that are decoded together: all, or for an encoder-decoder model each alone."""
-    return [[prompt] for prompt in prompts] if target.model.config.is_encoder_decoder else [prompts]
+def _batches(target: Stepper, drafter: Drafter | None, prompts: list[list[int]]) -> list[list[list[int]]]:
+    """Prompts that are decoded together: all, but each alone where an encoder-decoder model's rows grow unevenly."""
+    uneven = target.model.config.is_encoder_decoder and drafter is not None
+    return [[prompt] for prompt in prompts] if uneven else [prompts]
 
 
 @dataclass

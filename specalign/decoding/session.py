@@ -22,8 +22,14 @@ class Session:
     start token and what follows (encoder-decoder, whose encoder reads the prompt once, in :meth:`start`).
     """
 
-    def __init__(self, stepper: Stepper, cache: RowCache, encoded: Tensor | None = None) -> None:
-        self.stepper, self.cache, self.encoded = stepper, cache, encoded
+    def __init__(
+        self,
+        stepper: Stepper,
+        cache: RowCache,
+        encoded: Tensor | None = None,
+        encoder_mask: Tensor | None = None,
+    ) -> None:
+        self.stepper, self.cache, self.encoded, self.encoder_mask = stepper, cache, encoded, encoder_mask
         self.model, self.head, self.compiled = stepper.model, stepper.head, stepper.compiled
         self.decoder = self.model.get_decoder()
         self.config = self.decoder.config
@@ -37,8 +43,9 @@ class Session:
         The prefill itself runs eagerly, whatever the stepper: its length differs from prompt to prompt.
 
         Prompts that begin another prompt of the batch (several samples of one prompt, or forks of one response)
-        share its prefill. Encoder-decoder models take one prompt a session: T5 derives its relative positions
-        from one scalar length, so ragged rows have no exact batched form.
+        share its prefill. The unfinished rows of an encoder-decoder model must stay equally long, as they do in
+        plain decoding: T5 derives its relative positions from one scalar length, so ragged rows have no exact
+        batched form.
         """
         model = stepper.model
         if stepper.compiled:
@@ -58,10 +65,16 @@ class Session:
 
     @classmethod
     def _start_encoder_decoder(cls, stepper: Stepper, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
-        (prompt,) = prompts
         model = stepper.model
-        encoded = model.get_encoder()(input_ids=torch.tensor([prompt], device=model.device)).last_hidden_state
-        return cls(stepper, RowCache(len(decoder_layers(model)), 1, 1 + n_new), encoded)
+        width = max(map(len, prompts))
+        padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
+        mask = None
+        if min(map(len, prompts)) < width:
+            kept = [[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in prompts]
+            mask = torch.tensor(kept, device=model.device)
+        ids = torch.tensor(padded, device=model.device)
+        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+        return cls(stepper, RowCache(len(decoder_layers(model)), len(prompts), 1 + n_new), encoded, mask)
 
     @property
     def lengths(self) -> list[int]:
@@ -82,6 +95,12 @@ class Session:
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self._move(rows, [self.cache.lengths[row] for row in rows], self.cache.capacity)
+        if self.encoded is not None and self.cross is not None:
+            index = torch.tensor(rows, device=self.encoded.device)
+            self.encoded = self.encoded[index]
+            self.encoder_mask = None if self.encoder_mask is None else self.encoder_mask[index]
+            self.cross.batch_select_indices(index)
+            self.both = EncoderDecoderCache(self.cache, self.cross)
 
     def _move(self, rows: Sequence[int], lengths: Sequence[int], capacity: int) -> None:
         """Let the cache be these rows of itself, in the stepper's static one where there is one."""
@@ -95,7 +114,11 @@ class Session:
         positions = self.cache.begin(ids.shape[1], ids.device)
         if self.both is not None:  # equal lengths: the model's own causal mask and positions are right
             return self.decoder(
-                input_ids=ids, past_key_values=self.both, encoder_hidden_states=self.encoded, use_cache=True
+                input_ids=ids,
+                past_key_values=self.both,
+                encoder_hidden_states=self.encoded,
+                encoder_attention_mask=self.encoder_mask,
+                use_cache=True,
             ).last_hidden_state
         keys = torch.arange(self.cache.end, device=ids.device).unsqueeze(0)
         causal = keys.unsqueeze(1) <= positions.unsqueeze(2)

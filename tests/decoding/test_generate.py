@@ -138,7 +138,7 @@ def test_bad_numbers_and_names_are_refused(build: Build) -> None:
 
 ANY_BATCH = given(
     family=st.sampled_from(FAMILIES),
-    kind=st.sampled_from(["model", "trimmed", "adaptive", "lookup"]),
+    kind=st.sampled_from(["plain", "model", "trimmed", "adaptive", "lookup"]),
     prompts=st.lists(st.lists(st.integers(3, 39), min_size=1, max_size=12), min_size=1, max_size=4),
     gamma=st.integers(1, 8),
     n_new=st.integers(1, 20),
@@ -163,7 +163,8 @@ def require_rows_of(
 ) -> None:
     """Each row of the batch is what a loop without a cache gives for its prompt alone."""
     model = build(family, noise=noise)
-    kinds: dict[str, Drafter] = {
+    kinds: dict[str, Drafter | None] = {
+        "plain": None,
         "model": ModelDrafter(model),
         "trimmed": ModelDrafter(model, torch.arange(0, 40, 3)),
         "adaptive": ModelDrafter(model, adaptive=Adaptive(0.15, (1.0, 1.1))),
@@ -222,3 +223,26 @@ def test_a_trimmed_head_decodes_within_its_vocabulary(build: Build) -> None:
         build("llama"), None, PROMPTS, temperature=1.0, max_new_tokens=9, head_ids=ids, generator=generator
     )
     assert {token for row in result.token_ids for token in row} <= set(ids.tolist())
+
+
+def test_an_encoder_decoder_model_decodes_a_plain_batch_together(build: Build) -> None:
+    """One encoder call and one decoder call a token; rows that end early leave the batch."""
+    target = build("t5")
+    alone = [generate(target, None, prompt, max_new_tokens=N_NEW).token_ids[0] for prompt in PROMPTS]
+    rows: dict[str, list[int]] = {"encoder": [], "decoder": []}
+    hooks = [
+        stack.register_forward_hook(
+            lambda _m, _args, kwargs, _out, name=name: rows[name].append(len(kwargs["input_ids"])),
+            with_kwargs=True,
+        )
+        for name, stack in (("encoder", target.get_encoder()), ("decoder", target.get_decoder()))
+    ]
+    try:
+        together = generate(target, None, PROMPTS, max_new_tokens=N_NEW).token_ids
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert together == alone
+    assert rows["encoder"] == [len(PROMPTS)]
+    assert len(rows["decoder"]) == max(map(len, alone))
+    assert rows["decoder"] == sorted(rows["decoder"], reverse=True)
