@@ -6,9 +6,9 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from specalign.errors import UserError
 from specalign.results import atomic_path
+from specalign.training.optimiser import restore_state
+from specalign.training.sharding import divided_like
 
 FOLDER = "checkpoints"
 BEST = "checkpoints/best.safetensors"
-SCALER = "scaler."
+OPTIMISER, SCALER = "optimiser.", "scaler."
 
 
 @dataclass
@@ -46,7 +48,7 @@ class Position:
 def save_checkpoint(
     run: Path,
     model: nn.Module,
-    optimiser: torch.optim.Optimizer,
+    optimiser_state: Mapping[str, Mapping[str, Tensor]],
     generator: torch.Generator,
     position: Position,
     scaler: torch.amp.GradScaler | None = None,
@@ -55,6 +57,8 @@ def save_checkpoint(
 ) -> Path:
     """Write checkpoints/step-N below ``run`` and delete all but the last ``keep``.
 
+    ``optimiser_state`` is what :func:`specalign.training.optimiser.gathered_state` gave.
+
     It appears under its name when it is complete and on the disk: a crash leaves the older ones.
     """
     folder = run / FOLDER / f"step-{position.step:08d}"
@@ -62,7 +66,7 @@ def save_checkpoint(
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
     try:
         save_file(_weights(model), partial / "model.safetensors")
-        state = _optimiser_state(optimiser) | _random_states(generator) | _scaler_state(scaler)
+        state = _flat(optimiser_state) | _random_states(generator) | _scaler_state(scaler)
         save_file(state, partial / "state.safetensors")
         (partial / "position.json").write_text(json.dumps(asdict(position)), encoding="utf-8")
         for file in partial.iterdir():
@@ -101,7 +105,7 @@ def load_checkpoint(
         )
         raise UserError(f"checkpoint {folder} is damaged ({error}); {advice}") from None
     _restore_weights(model, weights)
-    _restore_optimiser(optimiser, state)
+    restore_state(optimiser, _optimiser_state(state))
     if scaler is not None:
         names = [name for name in state if name.startswith(SCALER)]
         scaler.load_state_dict({name.removeprefix(SCALER): state[name].item() for name in names})
@@ -126,7 +130,7 @@ def load_weights(path: Path, model: nn.Module) -> None:
 @torch.no_grad()
 def _restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+        parameter.copy_(divided_like(weights[name], parameter))
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
@@ -134,13 +138,21 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
-def _optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    state: dict[int, dict[str, Any]] = optimiser.state_dict()["state"]
+def _flat(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {
-        f"optimiser.{index}.{name}": torch.as_tensor(value).contiguous()
-        for index, values in state.items()
-        for name, value in values.items()
+        f"{OPTIMISER}{name}.{field}": tensor.contiguous()
+        for name, fields in state.items()
+        for field, tensor in fields.items()
     }
+
+
+def _optimiser_state(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    state: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        if key.startswith(OPTIMISER):
+            name, _, field = key.removeprefix(OPTIMISER).rpartition(".")
+            state.setdefault(name, {})[field] = tensor
+    return state
 
 
 def _scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
@@ -149,22 +161,6 @@ def _scaler_state(scaler: torch.amp.GradScaler | None) -> dict[str, Tensor]:
         if scaler is None
         else {SCALER + name: torch.tensor(value) for name, value in scaler.state_dict().items()}
     )
-
-
-def _restore_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        kind, _, rest = name.partition(".")
-        if kind == "optimiser":
-            index, _, field = rest.partition(".")
-            state.setdefault(int(index), {})[field] = tensor
-    # Groups by number: a sharded optimiser has no state_dict of its own to take them from.
-    groups, first = [], 0
-    for group in optimiser.param_groups:
-        last = first + len(group["params"])
-        groups.append({**group, "params": list(range(first, last))})
-        first = last
-    optimiser.load_state_dict({"state": state, "param_groups": groups})
 
 
 def _random_states(generator: torch.Generator) -> dict[str, Tensor]:

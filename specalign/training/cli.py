@@ -92,6 +92,7 @@ def plan(words: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--memory-gib", type=float)
     parser.add_argument("--tflops", type=float)
+    parser.add_argument("--processes", type=int)
     try:
         known, rest = parser.parse_known_args(words)
     except argparse.ArgumentError as error:
@@ -100,13 +101,16 @@ def plan(words: Sequence[str]) -> None:
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
     if {"-h", "--help"} & set(rest):
-        print("usage: specalign-train plan [--memory-gib GIB] [--tflops RATE] [flags of a run]\n")
+        print(
+            "usage: specalign-train plan [--memory-gib GIB] [--tflops RATE] [--processes N] [flags of a run]\n"
+        )
         print("GIB: memory of the GPU in mind, else this machine's device's. RATE: TFLOP/s that it reaches.")
+        print("N: processes that divide what optimiser.sharded says.")
         return
     from specalign.training.plan import print_plan
 
     for config in configs(rest):
-        print_plan(config, memory_gib=known.memory_gib, tflops=known.tflops)
+        print_plan(config, memory_gib=known.memory_gib, tflops=known.tflops, processes=known.processes)
 
 
 def check_first(words: Sequence[str]) -> None:

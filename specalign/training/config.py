@@ -192,8 +192,9 @@ class OptimiserConfig:
     """Passes of one optimiser step; weighted by tokens, they equal one big batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
-    sharded: bool = False
-    """Where several processes train, each keeps AdamW's moments of its share of the parameters only (ZeRO stage 1)."""
+    sharded: Literal["none", "moments", "weights"] = "none"
+    """What the processes of a launcher divide among them: nothing; AdamW's moments (ZeRO stage 1); or the layers'
+    weights, gradients and moments (torch's FSDP2: ZeRO stage 3), which are put together while the student writes."""
     compile: bool = False
     """Run the student's decoder through torch.compile where the loss is computed: minutes first, then faster steps."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -380,8 +381,7 @@ def check(config: TrainConfig) -> None:
             raise UserError(f"{name} must be positive, not {value}")
     if not 0 <= rollout.student_fraction <= 1:
         raise UserError(f"rollout.student_fraction must lie in 0..1, not {rollout.student_fraction}")
-    if not 0 <= optimiser.warmup < 1:
-        raise UserError(f"optimiser.warmup is a share of the budget in 0 <= warmup < 1, not {optimiser.warmup}")
+    _check_optimiser(optimiser)
     if config.logging.best == "probe_tau" and not config.logging.probe_prompts:
         raise UserError("logging.best = probe_tau needs logging.probe_prompts")
     if config.logging.trackers:
@@ -401,3 +401,13 @@ def check(config: TrainConfig) -> None:
         raise UserError("teacher.reuse_on_disk says where teacher.reuse_states keeps them: set that too")
     if config.method == "aligned" and config.student.model:
         raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")
+
+
+def _check_optimiser(optimiser: OptimiserConfig) -> None:
+    if not 0 <= optimiser.warmup < 1:
+        raise UserError(f"optimiser.warmup is a share of the budget in 0 <= warmup < 1, not {optimiser.warmup}")
+    if optimiser.sharded == "weights" and (optimiser.compile or optimiser.precision == "float16"):
+        raise UserError(
+            "optimiser.sharded = weights goes with neither optimiser.compile nor optimiser.precision = float16; "
+            "optimiser.sharded = moments does"
+        )

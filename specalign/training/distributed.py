@@ -13,6 +13,15 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from specalign.errors import UserError
+
+PLUGINS = {
+    "ACCELERATE_USE_FSDP": "FSDP",
+    "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM",
+}
+"""Variables by which accelerate's launcher passes on what its own Accelerator would set up."""
+
 
 @contextmanager
 def process_group() -> Iterator[None]:
@@ -28,6 +37,23 @@ def process_group() -> Iterator[None]:
         yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+def refuse_plugins(precision: str) -> None:
+    """Raise UserError where accelerate was told to do what only the recipe decides on, and would be ignored."""
+    for variable, plugin in PLUGINS.items():
+        if os.environ.get(variable, "").lower() in ("true", "1"):
+            raise UserError(
+                f"accelerate's {plugin} plugin is not used here: launch without it, and set optimiser.sharded "
+                "(choices: moments, weights)"
+            )
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    wanted = {"no": precision, "bf16": "bfloat16", "fp16": "float16"}.get(asked)
+    if wanted != precision and not (wanted == "bfloat16" and precision == "auto"):
+        raise UserError(
+            f"accelerate's mixed precision {asked} is not used here: set optimiser.precision "
+            "(choices: auto, float32, bfloat16, float16)"
+        )
 
 
 def rank() -> int:
@@ -74,10 +100,17 @@ def largest(value: float, device: torch.device) -> float:
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Add the gradients of all processes; a parameter without one on this process counts as 0."""
+    """Add the gradients of all processes; a parameter without one on this process counts as 0.
+
+    Those of divided layers have been added where they were computed.
+    """
+    from specalign.training.sharding import is_sharded
+
     if not _active():
         return
     for parameter in parameters:
+        if is_sharded(parameter):
+            continue
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         torch.distributed.all_reduce(parameter.grad)

@@ -59,10 +59,11 @@ def read_provenance(run: Path) -> dict[str, Any]:
 def write_model(run: Path, model: Any, tokenizer: Any, draft_vocabulary: Any) -> None:
     """Put the checkpoint's files into ``run``, config.json last: with it, the checkpoint is whole."""
     from specalign.models.vocabulary import save_draft_vocabulary
+    from specalign.training.sharding import state_to_save
 
     partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=run))
     try:
-        model.save_pretrained(partial)
+        model.save_pretrained(partial, state_dict=state_to_save(model))
         tokenizer.save_pretrained(partial)
         if draft_vocabulary is not None:
             save_draft_vocabulary(run, draft_vocabulary.cpu())

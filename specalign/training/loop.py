@@ -34,11 +34,12 @@ from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice
-from specalign.training.optimiser import adamw, clip_gradients, gather_state, rate
+from specalign.training.optimiser import adamw, clip_gradients, gathered_state, rate
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss, states
+from specalign.training.sharding import shard, whole
 from specalign.training.tracking import Trackers
 from specalign.training.validation import Validation, as_fields, disagreement, make_validation
 
@@ -108,11 +109,13 @@ def train(config: TrainConfig, materials: Materials) -> Path:
     begun = time.monotonic() - run.position.wall_s
     with tracking(run), progress_bar(f"{config.method} -> {path}", 1.0) as bar:
         if run.position.step == 0:
-            validate(run, begun)
+            with whole(run.pair.student):
+                validate(run, begun)
         loop(run, bar, begun)
-    if distributed.rank() == 0:
-        stamp |= {"data": data_facts(materials), "draft_vocabulary": asdict(covered) if covered else {}}
-        finish(run, materials, stamp, begun)
+    with whole(run.pair.student):
+        if distributed.rank() == 0:
+            stamp |= {"data": data_facts(materials), "draft_vocabulary": asdict(covered) if covered else {}}
+            finish(run, materials, stamp, begun)
     return path
 
 
@@ -141,6 +144,8 @@ def start_run(config: TrainConfig, materials: Materials) -> Run:
     student = materials.student(config.student)
     if config.optimiser.gradient_checkpointing:
         student.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.optimiser.sharded == "weights" and distributed.world_size() > 1:
+        shard(student)
     pair = Pair(
         student,
         materials.teacher,
@@ -248,29 +253,34 @@ def loop(run: Run, bar: Bar, begun: float) -> None:
         position.train_s += run.step_s
         position.wall_s = time.monotonic() - begun
         losses, tokens = losses + report.loss * report.n_tokens, tokens + report.n_tokens
-        due = bool(log.checkpoint_every) and position.step % log.checkpoint_every == 0
-        if due:
-            gather_state(run.optimiser)
-        if distributed.rank() != 0:
+        logs = position.step % log.every == 0
+        validates = bool(log.validate_every) and position.step % log.validate_every == 0 and spent(run) < 1
+        saves = bool(log.checkpoint_every) and position.step % log.checkpoint_every == 0
+        if not (logs or validates or saves):
             continue
-        if position.step % log.every == 0:
-            now = time.monotonic()
-            write_log_line(run, bar, report, losses / max(1, tokens), now - last_log)
-            last_log, losses, tokens = now, 0.0, 0
-        if log.validate_every and position.step % log.validate_every == 0 and spent(run) < 1:
-            validate(run, begun)
-        if due:
-            save_checkpoint(
-                run.path,
-                run.pair.student,
-                run.optimiser,
-                run.generator,
-                position,
-                run.scaler,
-                keep=log.keep_checkpoints,
-            )
+        optimiser_state = gathered_state(run.optimiser) if saves else {}
+        with whole(run.pair.student):
+            if distributed.rank() != 0:
+                continue
+            if logs:
+                now = time.monotonic()
+                write_log_line(run, bar, report, losses / max(1, tokens), now - last_log)
+                last_log, losses, tokens = now, 0.0, 0
+            if validates:
+                validate(run, begun)
+            if saves:
+                save_checkpoint(
+                    run.path,
+                    run.pair.student,
+                    optimiser_state,
+                    run.generator,
+                    position,
+                    run.scaler,
+                    keep=log.keep_checkpoints,
+                )
     if run.config.method not in UNTRAINED:
-        validate(run, begun)
+        with whole(run.pair.student):
+            validate(run, begun)
 
 
 def step(run: Run) -> StepReport:
@@ -283,7 +293,8 @@ def step(run: Run) -> StepReport:
     n_prompts = config.batch * config.accumulation * world
     prompts = next_prompts(run.prompts, position.n_prompts, n_prompts, run.config.seed)
     begun = time.monotonic()
-    with memory_advice(run.config, "rollout"):
+    writes = run.config.rollout.student_share > 0
+    with memory_advice(run.config, "rollout"), whole(run.pair.student) if writes else nullcontext():
         rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
     rolled_out = time.monotonic()
     with memory_advice(run.config, "update"):
@@ -452,7 +463,10 @@ def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: fl
 
 
 def validate(run: Run, begun: float) -> None:
-    """Score the student on the validation split, and warn where a real decode tells another story."""
+    """Score the student on the validation split, and warn where a real decode tells another story.
+
+    Rank 0 does it by itself: the student is whole.
+    """
     if distributed.rank() != 0:
         return
     config = run.config.logging

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from specalign.training.config import OptimiserConfig
-from specalign.training.distributed import world_size
+from specalign.training.distributed import rank, world_size
+from specalign.training.sharding import divided_like, gathered, is_sharded
 
 
 def adamw(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
     """AdamW (arXiv:1711.05101) over the trainable parameters; norms, biases and embeddings do not decay.
 
-    With ``config.sharded`` and several processes each of them updates its share of the parameters, whose moments it
-    alone keeps, and sends them to the others (ZeRO stage 1, arXiv:1910.02054).
+    With ``config.sharded = "moments"`` and several processes each of them updates its share of the parameters, whose
+    moments it alone keeps, and sends them to the others (ZeRO stage 1, arXiv:1910.02054). Groups hold the ``names`` of
+    their parameters, in order.
     """
     embeddings = {
         id(parameter)
@@ -25,28 +27,63 @@ def adamw(model: nn.Module, config: OptimiserConfig) -> torch.optim.Optimizer:
         if isinstance(module, nn.Embedding)
         for parameter in module.parameters()
     }
-    decayed: list[nn.Parameter] = []
-    plain: list[nn.Parameter] = []
-    for parameter in model.parameters():
+    found: dict[tuple[bool, bool], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            is_matrix = parameter.ndim >= 2 and id(parameter) not in embeddings
-            (decayed if is_matrix else plain).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": plain, "weight_decay": 0.0},
-    ]
+            decays = parameter.ndim >= 2 and id(parameter) not in embeddings
+            empty = {"params": [], "names": [], "weight_decay": config.weight_decay if decays else 0.0}
+            group = found.setdefault((not decays, is_sharded(parameter)), empty)
+            group["params"].append(parameter)
+            group["names"].append(name)
+    groups = [found[kind] for kind in sorted(found)]
     settings: dict[str, Any] = {"lr": config.lr, "betas": (config.beta1, config.beta2), "fused": True}
-    if config.sharded and world_size() > 1:
+    if config.sharded == "moments" and world_size() > 1:
         from torch.distributed.optim import ZeroRedundancyOptimizer  # not in every build of torch
 
         return ZeroRedundancyOptimizer(groups, torch.optim.AdamW, **settings)
     return torch.optim.AdamW(groups, **settings)
 
 
-def gather_state(optimiser: torch.optim.Optimizer) -> None:
-    """Bring a sharded optimiser's state to rank 0, which writes it; every process calls this."""
+def gathered_state(optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """Parameter name -> step and moments, whole, on rank 0, which writes them; every process calls this."""
     if hasattr(optimiser, "consolidate_state_dict"):
         optimiser.consolidate_state_dict(to=0)
+        if rank() != 0:
+            return {}
+    names = parameter_names(optimiser)
+    state: dict[str, dict[str, Tensor]] = {}
+    for index, fields in optimiser.state_dict()["state"].items():
+        for field, value in fields.items():
+            tensor = gathered(value).cpu() if is_sharded(value) else torch.as_tensor(value)
+            if rank() == 0:
+                state.setdefault(names[index], {})[field] = tensor
+    return state
+
+
+def restore_state(optimiser: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put back what :func:`gathered_state` gave, on any number of processes."""
+    names = parameter_names(optimiser)
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    numbered = {
+        index: {
+            field: divided_like(tensor, parameter) if tensor.shape == parameter.shape else tensor
+            for field, tensor in state[name].items()
+        }
+        for index, (name, parameter) in enumerate(zip(names, parameters, strict=True))
+        if name in state
+    }
+    # Groups by number: a sharded optimiser has no state_dict of its own to take them from.
+    groups, first = [], 0
+    for group in optimiser.param_groups:
+        last = first + len(group["params"])
+        groups.append({**group, "params": list(range(first, last))})
+        first = last
+    optimiser.load_state_dict({"state": numbered, "param_groups": groups})
+
+
+def parameter_names(optimiser: torch.optim.Optimizer) -> list[str]:
+    """In the order of the optimiser's own numbers."""
+    return [name for group in optimiser.param_groups for name in group["names"]]
 
 
 def rate(spent: float, config: OptimiserConfig) -> float:
@@ -60,8 +97,19 @@ def rate(spent: float, config: OptimiserConfig) -> float:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:
     """Scale gradients so that their joint norm is at most ``max_norm`` (0: leave them); return the norm before."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    with_gradient = [parameter for parameter in parameters if parameter.grad is not None]
+    kinds = [
+        [parameter for parameter in with_gradient if is_sharded(parameter) is kind] for kind in (False, True)
+    ]
+    norms = [
+        gathered(
+            torch.nn.utils.get_total_norm([parameter.grad for parameter in own if parameter.grad is not None])
+        )
+        for own in kinds
+        if own
+    ]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
     if max_norm > 0:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        for own in kinds:
+            torch.nn.utils.clip_grads_with_norm_(own, max_norm, norm)
     return norm

@@ -44,8 +44,11 @@ class Plan:
         return self.weights + self.gradients + self.optimiser + self.activations + self.logits
 
 
-def make_plan(config: TrainConfig) -> Plan:
-    """Count parameters on the meta device and estimate bytes; an estimate, activations above all."""
+def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
+    """Count parameters on the meta device and estimate bytes; an estimate, activations above all.
+
+    ``processes`` divide among them what ``optimiser.sharded`` says; while the student writes it is whole on each.
+    """
     device = resolve_device(config.device)
     teacher_config = _model_config(config.teacher.model, config)
     teacher = _n_parameters(teacher_config)
@@ -53,12 +56,15 @@ def make_plan(config: TrainConfig) -> Plan:
     student = _n_parameters(student_config)
     bits = BITS[config.teacher.quantization] or 8 * resolve_dtype(config.teacher.dtype, device).itemsize
     tokens = config.optimiser.batch * _tokens_per_prompt(config)
+    sharded = config.optimiser.sharded
+    layers = _body_and_head(student_config, student)[0] if sharded == "weights" else 0.0
+    own = int(student - layers + layers / processes)
     return Plan(
         student,
         teacher,
-        weights=4 * student + int(teacher * bits / 8),
-        gradients=4 * student,
-        optimiser=8 * student,
+        weights=4 * own + int(teacher * bits / 8),
+        gradients=4 * own,
+        optimiser=8 * student // processes if sharded == "moments" else 8 * own,
         activations=_activations(config, student_config, tokens),
         logits=LOGIT_COPIES * CHUNK_BYTES,
         flops_per_token=_flops_per_token(config, (student_config, student), (teacher_config, teacher)),
@@ -71,15 +77,26 @@ def largest_batch(config: TrainConfig, plan: Plan, memory: int) -> int:
     return max(0, int((memory - (plan.total - plan.activations)) / per_prompt))
 
 
-def print_plan(config: TrainConfig, *, memory_gib: float | None = None, tflops: float | None = None) -> None:
+def print_plan(
+    config: TrainConfig,
+    *,
+    memory_gib: float | None = None,
+    tflops: float | None = None,
+    processes: int | None = None,
+) -> None:
     """The plan as a table, for so much memory (None: this machine's device's) and so many TFLOP/s a process."""
-    plan = make_plan(config)
+    plan = make_plan(config, processes or 1)
     device = resolve_device(config.device)
     memory = device_memory_bytes(device) if memory_gib is None else int(memory_gib * 2**30)
     owner = f"{device} has" if memory_gib is None else "with"
     lines = [
         f"{config.method}: student {plan.student_parameters / 1e6:.1f} M parameters, "
         f"teacher {plan.teacher_parameters / 1e6:.1f} M ({config.teacher.quantization})",
+        *(
+            [f"  each of {processes} processes, optimiser.sharded = {config.optimiser.sharded}:"]
+            if processes
+            else []
+        ),
         *(
             f"  {name:<12} {getattr(plan, name) / 2**30:8.2f} GiB"
             for name in ("weights", "gradients", "optimiser", "activations", "logits", "total")

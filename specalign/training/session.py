@@ -8,7 +8,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from specalign.preflight import require_passed
 from specalign.training.config import TrainConfig, with_prompt
-from specalign.training.distributed import process_group, rank, wait_for_all
+from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
 from specalign.training.folder import is_complete
 from specalign.training.loop import train
 from specalign.training.materials import load_materials
@@ -17,6 +17,8 @@ from specalign.training.preflight import findings
 
 def train_all(configs: Sequence[TrainConfig]) -> None:
     """Train each config, on every process of the launcher. Nothing is loaded where all runs are complete."""
+    for config in configs:
+        refuse_plugins(config.optimiser.precision)
     with process_group():
         _train_all([with_prompt(config) for config in configs])
 

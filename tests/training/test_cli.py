@@ -170,6 +170,23 @@ def test_plan_counts_what_the_models_have(
         main(["plan", "--recipe", str(recipe), "--memory-gib", "much"])
 
 
+def test_plan_divides_what_the_processes_do(tiny: Tiny) -> None:
+    from specalign.training.plan import make_plan
+
+    alone, moments, weights = (
+        make_plan(tiny(optimiser={"sharded": sharded}), processes)
+        for sharded, processes in (("none", 8), ("moments", 4), ("weights", 4))
+    )
+    assert alone == make_plan(tiny())
+    assert (moments.weights, moments.gradients) == (alone.weights, alone.gradients)
+    assert moments.optimiser == alone.optimiser // 4
+    ends = 2 * 64 * 16  # embedding and head stay whole
+    layers = alone.student_parameters - ends
+    assert weights.gradients == 4 * (ends + layers // 4)
+    assert weights.optimiser == 2 * weights.gradients
+    assert alone.weights - weights.weights == pytest.approx(4 * layers * 3 / 4, abs=4)
+
+
 def test_planned_arithmetic_is_that_of_the_passes(tiny: Tiny) -> None:
     from specalign.training.plan import make_plan
 

@@ -5,21 +5,26 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import AdamW
+from transformers import T5Config, T5ForConditionalGeneration
 
 from specalign.config import write_config
+from specalign.errors import UserError
 from specalign.results import write_json
-from specalign.training import folder, optimiser
+from specalign.training import distributed, folder, loop, optimiser
 from specalign.training.checkpoints import list_checkpoints
 from specalign.training.config import OptimiserConfig, TrainConfig
+from specalign.training.materials import load_materials
 from specalign.training.session import train_all
+from specalign.training.sharding import is_sharded, whole
 
 
 def free_port() -> int:
@@ -59,7 +64,7 @@ def torchrun(config: TrainConfig, recipe: Path) -> None:
         "--recipe",
         str(recipe),
     ]
-    subprocess.run(command, check=True, timeout=120, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, timeout=60, stdout=subprocess.DEVNULL)
 
 
 def assert_same_run(one: TrainConfig, two: TrainConfig) -> None:
@@ -72,10 +77,11 @@ def assert_same_run(one: TrainConfig, two: TrainConfig) -> None:
 
 
 @pytest.mark.parametrize(
-    ("vocabulary", "sharded"), [(0, True), pytest.param(20, False, marks=pytest.mark.slow)]
+    ("vocabulary", "sharded"),
+    [(0, "moments"), (0, "weights"), pytest.param(20, "none", marks=pytest.mark.slow)],
 )
 def test_two_processes_equal_one(
-    tiny: Callable[..., TrainConfig], tmp_path: Path, vocabulary: int, sharded: bool
+    tiny: Callable[..., TrainConfig], tmp_path: Path, vocabulary: int, sharded: str
 ) -> None:
     student = {"draft_vocabulary": vocabulary}
     one = tiny("sft", output=tmp_path / "one", optimiser={"batch": 2, "accumulation": 2}, student=student)
@@ -94,31 +100,58 @@ def rewind(config: TrainConfig) -> None:
     (config.output / "model.safetensors").unlink()
 
 
-def test_the_optimiser_is_sharded_if_asked_for_among_several(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+@pytest.fixture
+def lone_group(tmp_path: Path) -> Iterator[None]:
+    """A process group of one."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("lone_group")
+def test_the_optimiser_is_sharded_if_asked_for_among_several(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group of one process, told that it is one of two."""
     model = torch.nn.Linear(2, 2)
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
-    try:
-        for others, sharded, kind in ((2, True, ZeroRedundancyOptimizer), (2, False, AdamW), (1, True, AdamW)):
-            monkeypatch.setattr(optimiser, "world_size", lambda others=others: others)
-            assert type(optimiser.adamw(model, OptimiserConfig(sharded=sharded))) is kind
-    finally:
-        torch.distributed.destroy_process_group()
+    for others, config, kind in (
+        (2, OptimiserConfig(sharded="moments"), ZeroRedundancyOptimizer),
+        (2, OptimiserConfig(), AdamW),
+        (1, OptimiserConfig(sharded="moments"), AdamW),
+    ):
+        monkeypatch.setattr(optimiser, "world_size", lambda others=others: others)
+        assert type(optimiser.adamw(model, config)) is kind
 
 
-def test_a_sharded_optimisers_checkpoint_is_whole(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:
+@pytest.mark.usefixtures("lone_group")
+def test_the_layers_are_divided_if_asked_for_among_several(
+    tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A group of one process, told that it is one of two: its layers are divided, by one."""
+    for others, sharded in ((2, "weights"), (2, "moments"), (1, "weights")):
+        monkeypatch.setattr(distributed, "world_size", lambda others=others: others)
+        config = tiny("sft", optimiser={"sharded": sharded})
+        student = loop.start_run(config, load_materials(config)).pair.student
+        divided = {name for name, parameter in student.named_parameters() if is_sharded(parameter)}
+        wanted = {name for name, _ in student.named_parameters() if "layers." in name}
+        assert divided == (wanted if (others, sharded) == (2, "weights") else set())
+        with whole(student):
+            assert not any(map(is_sharded, student.parameters()))
+
+
+@pytest.mark.parametrize("sharded", ["moments", "weights"])
+def test_a_sharded_runs_checkpoint_is_whole(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, sharded: str
+) -> None:
     """Two processes go on from it exactly, and one alone can."""
     log = {"checkpoint_every": 2, "every": 1}
     one = tiny("sft", output=tmp_path / "one", optimiser={"batch": 2, "accumulation": 2}, logging=log)
-    halves = {"batch": 1, "accumulation": 2, "sharded": True}
+    halves = {"batch": 1, "accumulation": 2, "sharded": sharded}
     two = tiny("sft", output=tmp_path / "two", optimiser=halves, logging=log)
     train_all([one])
     torchrun(two, tmp_path / "two.toml")
     ours, theirs = (load_file(list_checkpoints(run.output)[-1] / "state.safetensors") for run in (one, two))
     moments = [name for name in ours if name.startswith("optimiser.")]
-    assert moments
+    assert "optimiser.model.layers.0.mlp.up_proj.weight.exp_avg" in moments
+    assert ours.keys() == theirs.keys()
     for name in moments:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-6)
     whole = load_file(two.output / "model.safetensors")
@@ -129,6 +162,80 @@ def test_a_sharded_optimisers_checkpoint_is_whole(tiny: Callable[..., TrainConfi
     rewind(two)
     train_all([two])
     assert folder.read_provenance(two.output)["status"] == "complete"
+
+
+@pytest.mark.parametrize(
+    "checkpointing",
+    [False, pytest.param(True, marks=pytest.mark.slow)],
+    ids=["plain", "gradient checkpointing"],
+)
+def test_divided_layers_change_nothing_on_policy(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, checkpointing: bool
+) -> None:
+    """Rollouts of other lengths on each process, real decoding and the best weights on rank 0 alone."""
+    log = {"every": 1, "validate_every": 1, "probe_prompts": 2, "best": "alpha", "checkpoint_every": 2}
+    whole, divided = (
+        tiny(
+            "distillspec",
+            output=tmp_path / sharded,
+            optimiser={"batch": 2, "gradient_checkpointing": checkpointing, "sharded": sharded},
+            logging=log,
+        )
+        for sharded in ("none", "weights")
+    )
+    for config in (whole, divided):
+        torchrun(config, tmp_path / "recipe.toml")
+    assert_same_run(whole, divided)
+
+
+@pytest.mark.slow
+def test_both_towers_are_divided(
+    tiny: Callable[..., TrainConfig], teacher_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "t5"
+    shutil.copytree(teacher_folder, folder)
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    ids: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
+    T5ForConditionalGeneration(T5Config(**sizes, **ids, dropout_rate=0.0)).save_pretrained(folder)
+    whole, divided = (
+        tiny(
+            "distillspec",
+            output=tmp_path / sharded,
+            teacher={"model": str(folder)},
+            optimiser={"sharded": sharded},
+        )
+        for sharded in ("none", "weights")
+    )
+    for config in (whole, divided):
+        torchrun(config, tmp_path / "recipe.toml")
+    assert_same_run(whole, divided)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "told"),
+    [
+        ("ACCELERATE_USE_FSDP", "true", "FSDP plugin is not used here.*moments, weights"),
+        ("ACCELERATE_USE_DEEPSPEED", "true", "DeepSpeed plugin is not used here"),
+        (
+            "ACCELERATE_MIXED_PRECISION",
+            "fp16",
+            "mixed precision fp16 is not used here: set optimiser.precision",
+        ),
+    ],
+)
+def test_what_only_accelerate_was_told_is_not_ignored(
+    tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, variable: str, value: str, told: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=told):
+        train_all([tiny("sft")])
+
+
+def test_accelerate_may_ask_for_what_the_recipe_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for asked, precision in (("no", "auto"), ("bf16", "auto"), ("bf16", "bfloat16"), ("fp16", "float16")):
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+        distributed.refuse_plugins(precision)
 
 
 def test_a_killed_process_ends_the_job(tiny: Callable[..., TrainConfig], tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ def test_an_interrupted_run_with_kept_states_repeats_the_uninterrupted_one(tiny:
     loop.folder.claim(parts, {})
     for _ in range(2):
         loop.step(run)
-    loop.save_checkpoint(parts.output, run.pair.student, run.optimiser, run.generator, run.position, keep=1)
+    state = loop.gathered_state(run.optimiser)
+    loop.save_checkpoint(parts.output, run.pair.student, state, run.generator, run.position, keep=1)
     train_all([parts])
     ours, theirs = (load_file(config.output / "model.safetensors") for config in (parts, whole))
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
