@@ -195,7 +195,14 @@ def test_both_towers_are_divided(
     folder = tmp_path / "t5"
     shutil.copytree(teacher_folder, folder)
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    sizes: dict[str, Any] = {
+        "vocab_size": 64,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
     ids: dict[str, Any] = {"pad_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 0}
     T5ForConditionalGeneration(T5Config(**sizes, **ids, dropout_rate=0.0)).save_pretrained(folder)
     whole, divided = (
