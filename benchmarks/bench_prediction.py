@@ -44,9 +44,7 @@ def judged(result: BenchmarkResult) -> dict[str, Any]:
     """A run's rows, the worst of them, and what was run on what."""
     rows = [compared(row) for row in result.rows if row.predicted_from_probes]
     if not rows:
-        raise SystemExit(
-            f"suite {result.suite!r}, {result.created}: no row with a prediction; is the run complete?"
-        )
+        raise SystemExit(f"suite {result.suite!r}: no row with a prediction; is the run complete?")
     worst = max(abs(row["from_probes"]["gap"]) for row in rows)
     return provenance(result) | {"worst_gap": worst, "rows": rows}
 

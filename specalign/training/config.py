@@ -196,7 +196,7 @@ class OptimiserConfig:
     """What the processes of a launcher divide among them: nothing; AdamW's moments (ZeRO stage 1); or the layers'
     weights, gradients and moments (torch's FSDP2: ZeRO stage 3), which are put together while the student writes."""
     compile: bool = False
-    """Run the student's decoder through torch.compile where the loss is computed: minutes first, then faster steps."""
+    """Run the student's decoder through torch.compile where the loss is computed; the first step is slow."""
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Autocast of the student's forward pass; auto: bfloat16 on CUDA, else none. float16, for GPUs without bfloat16,
     scales the loss and leaves a step out where that overflows. Weights stay float32."""
