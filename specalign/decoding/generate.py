@@ -35,6 +35,7 @@ class _Settings:
     judge: Judge
     max_new_tokens: int
     eos: frozenset[int]
+    written: Sequence[Sequence[int]]
 
 
 class Options(TypedDict, total=False):
@@ -50,6 +51,7 @@ class Options(TypedDict, total=False):
     generator: torch.Generator | None
     head_ids: Tensor | None
     margins: bool
+    written: Sequence[Sequence[int]]
 
 
 @torch.inference_mode()
@@ -73,9 +75,11 @@ def generate(
     - ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
       own); a :class:`Stepper` has its head already, and may run packed or compiled.
     - ``margins`` (False) records how clear each of the target's choices was.
+    - ``written`` (none): of an encoder-decoder model, what the decoder has written of each row already; plain
+      decoding goes on from there.
 
     Raises ValueError for an empty prompt, a prompt that fills the context, ``head_ids`` together with a drafter
-    or a Stepper, or numbers out of range; UserError for an unknown rule.
+    or a Stepper, ``written`` where it does not belong, or numbers out of range; UserError for an unknown rule.
     """
     stepper, settings = _prepared(target, drafter, **options)
     parts = []
@@ -127,6 +131,7 @@ def _prepared(
     generator: torch.Generator | None = None,
     head_ids: Tensor | None = None,
     margins: bool = False,
+    written: Sequence[Sequence[int]] = (),
 ) -> tuple[Stepper, _Settings]:
     """What steps the target, and what was asked for, checked."""
     if rule not in RULES:
@@ -138,11 +143,14 @@ def _prepared(
     stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
     if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")
+    if written and (drafter or not stepper.model.config.is_encoder_decoder):
+        raise ValueError("written is for an encoder-decoder model that decodes plainly")
     return stepper, _Settings(
         gamma if drafter else 0,
         Judge(Sampling(temperature, top_k, top_p), RULES[rule], generator, margins),
         max_new_tokens,
         frozenset(eos_ids(stepper.model) if eos is None else eos),
+        written,
     )
 
 
@@ -169,9 +177,9 @@ def _begin(target: Stepper, drafter: Drafter | None, prompts: list[list[int]], s
     """Prefill target and drafter."""
     clock = Clock(target.device)
     begin = clock.settle()
-    rows = _new_rows(target.model, prompts, settings.max_new_tokens)
+    rows = _new_rows(target.model, prompts, settings)
     n_new = max(row.n_left for row in rows) + settings.gamma + 1
-    session = Session.start(target, prompts, n_new)
+    session = Session.start(target, prompts, n_new, settings.written)
     drafting: Drafting = Undrafted(target.device)
     if drafter:
         drafting = drafter.start(prompts, n_new, settings.judge.sampling, session)
@@ -231,12 +239,12 @@ def _step(request: _Request, rows: list[Row]) -> None:
         row.steps.append(StepMarks(counts, overlap, margins, marks))
 
 
-def _new_rows(target: PreTrainedModel, prompts: list[list[int]], max_new_tokens: int) -> list[Row]:
-    sequences = decoder_sequences(target, prompts)
+def _new_rows(target: PreTrainedModel, prompts: list[list[int]], settings: _Settings) -> list[Row]:
+    sequences = decoder_sequences(target, prompts, settings.written)
     available = room(target, sequences)
     if available is not None and available < 1:
         raise ValueError(f"a prompt of {max(map(len, prompts))} tokens fills the target's context")
-    n_left = max_new_tokens if available is None else min(max_new_tokens, available)
+    n_left = settings.max_new_tokens if available is None else min(settings.max_new_tokens, available)
     return [Row(sequence, n_left) for sequence in sequences]
 
 

@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from specalign.decoding.cache import RowCache
 from specalign.decoding.stepper import Stepper
-from specalign.models.masks import attention_masks
+from specalign.models.masks import Masks, attention_masks
 from specalign.models.properties import context_limit, decoder_layers, decoder_start_id
 
 
@@ -28,8 +28,11 @@ class Session:
         cache: RowCache,
         encoded: Tensor | None = None,
         encoder_mask: Tensor | None = None,
+        pads: Sequence[int] = (),
     ) -> None:
         self.stepper, self.cache, self.encoded, self.encoder_mask = stepper, cache, encoded, encoder_mask
+        self.pads = list(pads)
+        """Cached places before each row's own, which it does not see; empty: none."""
         self.model, self.head, self.compiled = stepper.model, stepper.head, stepper.compiled
         self.decoder = self.model.get_decoder()
         self.config = self.decoder.config
@@ -37,21 +40,28 @@ class Session:
         self.both = None if self.cross is None else EncoderDecoderCache(cache, self.cross)
 
     @classmethod
-    def start(cls, stepper: Stepper, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
+    def start(
+        cls,
+        stepper: Stepper,
+        prompts: Sequence[Sequence[int]],
+        n_new: int,
+        written: Sequence[Sequence[int]] = (),
+    ) -> Session:
         """Prefill: all of each prompt but its last token, with room for ``n_new`` more.
 
         The prefill itself runs eagerly, whatever the stepper: its length differs from prompt to prompt.
 
         Prompts that begin another prompt of the batch (several samples of one prompt, or forks of one response)
-        share its prefill. The unfinished rows of an encoder-decoder model must stay equally long, as they do in
-        plain decoding: T5 derives its relative positions from one scalar length, so ragged rows have no exact
-        batched form.
+        share its prefill, and equal prompts of an encoder-decoder model one encoder pass. Its unfinished rows must
+        grow alike, as they do in plain decoding: T5 derives its relative positions from one scalar length. What
+        the decoder has ``written`` after its start token may differ in length: it is padded on the left, which
+        moves no relative position.
         """
         model = stepper.model
         if stepper.compiled:
             stepper.compiled.require(len(prompts), max(map(len, prompts)) + n_new)
         if model.config.is_encoder_decoder:
-            return cls._start_encoder_decoder(stepper, prompts, n_new)
+            return cls._start_encoder_decoder(stepper, prompts, n_new, written)
         hosts, owner = shared_prefixes(prompts)
         longest = max(map(len, prompts))
         session = cls(stepper, RowCache(len(decoder_layers(model)), len(hosts), longest))
@@ -64,22 +74,32 @@ class Session:
         return session
 
     @classmethod
-    def _start_encoder_decoder(cls, stepper: Stepper, prompts: Sequence[Sequence[int]], n_new: int) -> Session:
+    def _start_encoder_decoder(
+        cls,
+        stepper: Stepper,
+        prompts: Sequence[Sequence[int]],
+        n_new: int,
+        written: Sequence[Sequence[int]],
+    ) -> Session:
         model = stepper.model
-        width = max(map(len, prompts))
-        padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in prompts]
-        mask = None
-        if min(map(len, prompts)) < width:
-            kept = [[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in prompts]
-            mask = torch.tensor(kept, device=model.device)
-        ids = torch.tensor(padded, device=model.device)
-        encoded = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
-        return cls(stepper, RowCache(len(decoder_layers(model)), len(prompts), 1 + n_new), encoded, mask)
+        encoded, mask = _encode(model, prompts)
+        longest = max(map(len, written), default=0)
+        cache = RowCache(len(decoder_layers(model)), len(prompts), 1 + longest + n_new)
+        session = cls(stepper, cache, encoded, mask, [longest - len(tokens) for tokens in written])
+        if longest:
+            start = decoder_start_id(model)
+            read = [
+                [*[0] * pad, start, *tokens][:-1] for pad, tokens in zip(session.pads, written, strict=True)
+            ]
+            session._forward(torch.tensor(read, device=model.device))
+            cache.lengths = [longest] * len(prompts)
+        return session
 
     @property
     def lengths(self) -> list[int]:
         """Cached positions of each row."""
-        return self.cache.lengths
+        pads = self.pads or [0] * len(self.cache.lengths)
+        return [length - pad for length, pad in zip(self.cache.lengths, pads, strict=True)]
 
     def extend(self, ids: Tensor) -> Tensor:
         """Append ids [B, n] to every row; returns the logits [B, n, V] after each of them."""
@@ -90,12 +110,14 @@ class Session:
 
     def rollback(self, lengths: Sequence[int]) -> None:
         """Forget everything beyond ``lengths`` (one a row, none longer than now)."""
-        self.cache.lengths = list(lengths)
+        pads = self.pads or [0] * len(lengths)
+        self.cache.lengths = [length + pad for length, pad in zip(lengths, pads, strict=True)]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self._move(rows, [self.cache.lengths[row] for row in rows], self.cache.capacity)
         if self.encoded is not None and self.cross is not None:
+            self.pads = [self.pads[row] for row in rows] if self.pads else []
             index = torch.tensor(rows, device=self.encoded.device)
             self.encoded = self.encoded[index]
             self.encoder_mask = None if self.encoder_mask is None else self.encoder_mask[index]
@@ -112,9 +134,12 @@ class Session:
 
     def _forward(self, ids: Tensor) -> Tensor:
         positions = self.cache.begin(ids.shape[1], ids.device)
-        if self.both is not None:  # equal lengths: the model's own causal mask and positions are right
+        if (
+            self.both is not None
+        ):  # equal lengths: the model's own positions are right, without padding its mask too
             return self.decoder(
                 input_ids=ids,
+                attention_mask=self._beside_padding(positions) if any(self.pads) else None,
                 past_key_values=self.both,
                 encoder_hidden_states=self.encoded,
                 encoder_attention_mask=self.encoder_mask,
@@ -131,11 +156,43 @@ class Session:
             use_cache=True,
         ).last_hidden_state
 
+    def _beside_padding(self, positions: Tensor) -> Masks:
+        """Causal, and nobody sees the places before a row's own; these see themselves, so that they stay finite."""
+        keys = torch.arange(self.cache.end, device=positions.device).unsqueeze(0)
+        pads = torch.tensor(self.pads, device=positions.device)[:, None, None]
+        places, key = positions.unsqueeze(2), keys.unsqueeze(1)
+        visible = ((key <= places) & (key >= pads)) | (key == places)
+        return attention_masks(self.config, visible, positions, keys, self.model.dtype)
 
-def decoder_sequences(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+
+def _encode(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor | None]:
+    """The encoder's states [B, L, d] of each prompt, equal ones encoded once, and the mask [B, L] of their tokens.
+
+    No mask where there is no padding.
+    """
+    different = list(dict.fromkeys(map(tuple, prompts)))
+    width = max(map(len, different))
+    padded = [[*prompt, *[0] * (width - len(prompt))] for prompt in different]
+    mask = None
+    if min(map(len, different)) < width:
+        kept = [[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in different]
+        mask = torch.tensor(kept, device=model.device)
+    ids = torch.tensor(padded, device=model.device)
+    states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
+    if len(different) == len(prompts):
+        return states, mask
+    place = {prompt: index for index, prompt in enumerate(different)}
+    owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)
+    return states[owner], None if mask is None else mask[owner]
+
+
+def decoder_sequences(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], written: Sequence[Sequence[int]] = ()
+) -> list[list[int]]:
     """What the decoder has read before the first new token."""
     if model.config.is_encoder_decoder:
-        return [[decoder_start_id(model)] for _ in prompts]
+        start = decoder_start_id(model)
+        return [[start, *tokens] for tokens in written or [()] * len(prompts)]
     return [list(prompt) for prompt in prompts]
 
 

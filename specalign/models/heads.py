@@ -98,20 +98,23 @@ def common_heads(student: Head, teacher: Head, n_tokens: int) -> tuple[Head, Hea
 
 
 def hidden_states(
-    model: PreTrainedModel, decoder: Callable[..., Any] | None = None, /, **inputs: object
+    model: PreTrainedModel, decoder: Callable[..., Any] | None = None, /, **inputs: Any
 ) -> Tensor:
     """What the head is applied to: last hidden states [B, T, d] after the final norm.
 
     ``decoder`` stands for the model's own one, compiled for instance.
 
     ``inputs`` are those of the model's forward; an encoder-decoder model takes ``input_ids``,
-    ``attention_mask`` and ``decoder_input_ids`` and gives the decoder's states.
+    ``attention_mask`` and ``decoder_input_ids`` and gives the decoder's states. With ``encoder_rows`` [B] row i of
+    the decoder reads row ``encoder_rows[i]`` of the encoder.
     """
     decoder = model.get_decoder() if decoder is None else decoder
     if not model.config.is_encoder_decoder:
         return decoder(**inputs, use_cache=False).last_hidden_state
-    mask = inputs.get("attention_mask")
+    mask, owner = inputs.get("attention_mask"), inputs.get("encoder_rows")
     encoded = model.get_encoder()(input_ids=inputs["input_ids"], attention_mask=mask).last_hidden_state
+    if owner is not None:
+        encoded, mask = encoded[owner], None if mask is None else mask[owner]
     return decoder(
         input_ids=inputs["decoder_input_ids"],
         encoder_hidden_states=encoded,

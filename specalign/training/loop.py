@@ -36,7 +36,7 @@ from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice
 from specalign.training.optimiser import adamw, clip_gradients, gathered_state, rate
 from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses, require_style
+from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss, states
 from specalign.training.sharding import shard, whole
@@ -181,7 +181,6 @@ def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair 
 def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:
     """The prompts that have the responses which the method needs, and the policy that uses these."""
     rollout = config.rollout
-    require_style(rollout, materials.teacher.config.is_encoder_decoder)
     references = materials.references("train") if needs_references(rollout) else {}
     responses = materials.responses("train") if needs_responses(rollout) else {}
     prompts = [

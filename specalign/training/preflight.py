@@ -16,7 +16,7 @@ from specalign.preflight import Caution, Check, Finding, examine
 from specalign.training.config import UNTRAINED, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device
 from specalign.training.plan import Plan, make_plan
-from specalign.training.rollouts import needs_references, require_style
+from specalign.training.rollouts import needs_references
 
 Load = Callable[[], models.Outline]
 ASKS = "data.max_prompt_tokens + data.max_response_tokens"
@@ -42,7 +42,7 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
         checks.append(("responses' engine", lambda: _engine(config, teacher())))
     for each in configs:
         checks += [
-            (f"method {each.method}", partial(_method, each, teacher)),
+            (f"method {each.method}", partial(_method, each)),
             (f"memory, {each.method}", partial(_memory, each)),
         ]
     found = examine([*checks, *(_data_checks(configs, teacher) if data else [])])
@@ -110,12 +110,11 @@ def _engine(config: TrainConfig, teacher: models.Outline) -> str:
     return require_engine(config)
 
 
-def _method(config: TrainConfig, teacher: Load) -> str:
+def _method(config: TrainConfig) -> str:
     from specalign.training.loop import build_objective
 
     if config.method in UNTRAINED:
         return "takes no step"
-    require_style(config.rollout, teacher().model.config.is_encoder_decoder)
     build_objective(config.objective)
     weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
     return f"{weights} on responses by: {config.rollout.source.replace('_', ' ')}"

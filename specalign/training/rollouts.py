@@ -16,7 +16,6 @@ from transformers import PreTrainedModel
 
 from specalign.data import Prompt
 from specalign.decoding.generate import generate
-from specalign.errors import UserError
 from specalign.models.properties import decoder_start_id
 from specalign.results import atomic_path
 from specalign.training.config import RolloutConfig
@@ -43,20 +42,31 @@ class Writer:
         return self.model.device
 
     def write(
-        self, prefixes: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
+        self,
+        prefixes: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        generator: torch.Generator | None,
+        written: Sequence[Sequence[int]] = (),
     ) -> list[Tokens]:
-        """One continuation of each prefix, up to its end-of-sequence token; eval mode, without gradients."""
+        """One continuation of each prefix, up to its end-of-sequence token; eval mode, without gradients.
+
+        The prefixes of an encoder-decoder model are its prompts; ``written`` is what its decoder goes on from.
+        """
         was_training = self.model.training
         self.model.eval()
         try:
-            return self._write(prefixes, max_new_tokens, generator)
+            return self._write(prefixes, max_new_tokens, generator, written)
         finally:
             self.model.train(was_training)
 
     def _write(
-        self, prefixes: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
+        self,
+        prefixes: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        generator: torch.Generator | None,
+        written: Sequence[Sequence[int]],
     ) -> list[Tokens]:
-        written: list[Tokens] = []
+        found: list[Tokens] = []
         for begin in range(0, len(prefixes), self.batch):
             done = generate(
                 self.model,
@@ -68,9 +78,10 @@ class Writer:
                 max_new_tokens=max_new_tokens,
                 generator=generator,
                 head_ids=self.head_ids,
+                written=written[begin : begin + self.batch],
             )
-            written += map(tuple, done.token_ids)
-        return written
+            found += map(tuple, done.token_ids)
+        return found
 
 
 class Writes(Protocol):
@@ -179,10 +190,12 @@ class Policy:
             for prompt, mine in zip(prompts, on_policy, strict=True)
         ]
         starts = [(index, start) for index, (_, places) in enumerate(plans) for start in places]
-        prefixes = [self._prefix(plans[index][0], start) for index, start in starts]
+        rows = [plan for plan, _ in plans]
+        prefixes = [rows[index].encoder or rows[index].trunk[:start] for index, start in starts]
+        begun = [rows[index].trunk[1:start] for index, start in starts if rows[index].encoder]
         seed = int(torch.randint(2**62, (), generator=generator))
         sampler = torch.Generator(student.model.device).manual_seed(seed)
-        written = student.write(prefixes, k, sampler) if prefixes else []
+        written = student.write(prefixes, k, sampler, begun) if prefixes else []
         branches: list[list[Branch]] = [[] for _ in prompts]
         for (index, start), tokens in zip(starts, written, strict=True):
             branches[index].append(Branch(start, tokens))
@@ -222,16 +235,6 @@ class Policy:
         from_teacher = self.config.trunk == "teacher" if on_policy else self.config.source != "ground_truth"
         found = self.responses[prompt.id] if from_teacher else self.references[prompt.id]
         return found[: self.max_response_tokens]
-
-    def _prefix(self, row: Row, start: int) -> Tokens:
-        return row.encoder or row.trunk[:start]
-
-
-def require_style(config: RolloutConfig, is_encoder_decoder: bool) -> None:
-    """Raise UserError for branches where there is no one row to branch from."""
-    branches = config.style == "branches" and config.source in ("student", "mixed")
-    if branches and is_encoder_decoder:
-        raise UserError('encoder-decoder models cannot branch; use rollout.style = "full"')
 
 
 def needs_responses(config: RolloutConfig) -> bool:

@@ -59,8 +59,9 @@ class Layout:
     """[B, L]; None where they simply count."""
     visible: Tensor | None
     """[B, L, L], True where query i sees key j; None: causal. Padding on the right needs no mask then."""
-    encoder: tuple[Tensor, Tensor] | None
-    """(input ids, attention mask) [B, L'] of an encoder-decoder model."""
+    encoder: tuple[Tensor, Tensor, Tensor] | None
+    """Of an encoder-decoder model: input ids and attention mask [B', L'] of the different prompts, and [B] which of
+    these each row has."""
     predictors: Tensor
     """[N] places in the flattened [B * L] whose hidden states predict the scored tokens."""
     labels: Tensor
@@ -157,12 +158,15 @@ def _visible(lines: Sequence[_Line], width: int, device: torch.device | str) -> 
     return (same | before) & (place <= place[:, None])
 
 
-def _encoder(rows: Sequence[Row], device: torch.device | str) -> tuple[Tensor, Tensor] | None:
+def _encoder(rows: Sequence[Row], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor] | None:
     if not rows[0].encoder:
         return None
-    width = max(len(row.encoder) for row in rows)
-    mask = [[1] * len(row.encoder) for row in rows]
-    return _padded([row.encoder for row in rows], width, device), _padded(mask, width, device)
+    prompts = list(dict.fromkeys(row.encoder for row in rows))
+    width = max(map(len, prompts))
+    mask = [[1] * len(prompt) for prompt in prompts]
+    place = {prompt: index for index, prompt in enumerate(prompts)}
+    owner = torch.tensor([place[row.encoder] for row in rows], device=device)
+    return _padded(prompts, width, device), _padded(mask, width, device), owner
 
 
 def _padded(lines: Sequence[Sequence[int]], width: int, device: torch.device | str, fill: int = 0) -> Tensor:

@@ -42,8 +42,9 @@ def states(model: PreTrainedModel, layout: Layout, decoder: Callable[..., Any] |
     """[N, d] what the head is applied to at the scored tokens' predictors."""
     inputs: dict[str, Any] = {"input_ids": layout.input_ids}
     if layout.encoder is not None:
-        ids, mask = layout.encoder
-        inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": layout.input_ids}
+        ids, mask, owner = layout.encoder
+        inputs = {"input_ids": ids, "attention_mask": mask, "encoder_rows": owner}
+        inputs["decoder_input_ids"] = layout.input_ids
     elif layout.visible is not None:
         assert layout.position_ids is not None
         inputs["attention_mask"] = attention_masks(

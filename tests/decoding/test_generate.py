@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -223,6 +224,37 @@ def test_a_trimmed_head_decodes_within_its_vocabulary(build: Build) -> None:
         build("llama"), None, PROMPTS, temperature=1.0, max_new_tokens=9, head_ids=ids, generator=generator
     )
     assert {token for row in result.token_ids for token in row} <= set(ids.tolist())
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_an_encoder_decoder_model_goes_on_from_what_is_written(
+    build: Build, next_logits: Callable[..., torch.Tensor], attention: str
+) -> None:
+    """Of each row another length, also nothing; equal prompts share one encoder pass."""
+    target = copy.deepcopy(build("t5"))
+    target.set_attn_implementation(attention)
+    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[3]]
+    written = [[7, 30, 8], [], [12], [5, 9, 31, 7, 3]]
+    seen: list[int] = []
+    hook = target.get_encoder().register_forward_hook(
+        lambda _m, _args, kwargs, _out: seen.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    try:
+        found = generate(target, None, prompts, written=written, max_new_tokens=9).token_ids
+    finally:
+        hook.remove()
+    assert seen == [3]
+    for prompt, before, after in zip(prompts, written, found, strict=True):
+        expected = list(before)
+        while len(expected) - len(before) < 9 and not (len(expected) > len(before) and expected[-1] == 2):
+            expected.append(int(next_logits(target, prompt, expected).argmax()))
+        assert after == expected[len(before) :]
+
+
+def test_only_a_plain_encoder_decoder_model_goes_on(build: Build) -> None:
+    for family, drafter in (("llama", None), ("t5", PromptLookup())):
+        with pytest.raises(ValueError, match="an encoder-decoder model that decodes plainly"):
+            generate(build(family), drafter, [[5]], written=[[7]])
 
 
 def test_an_encoder_decoder_model_decodes_a_plain_batch_together(build: Build) -> None:

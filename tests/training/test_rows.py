@@ -17,6 +17,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from specalign.losses import objective
@@ -106,3 +108,33 @@ def test_sequences_are_told_apart() -> None:
     ids = lay_out(ROWS, packed=True).sequence_ids.tolist()
     runs = [ids[0]] + [b for a, b in itertools.pairwise(ids) if a != b]
     assert len(runs) == len(set(runs)) == 5
+
+
+def test_branches_of_an_encoder_decoder_model_are_scored_as_alone() -> None:
+    """Each in a decoder row of its own, after one encoder pass a prompt."""
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {
+        "vocab_size": 40,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 24,
+        "num_layers": 2,
+        "num_heads": 2,
+    }
+    model = T5ForConditionalGeneration(T5Config(**sizes | {"decoder_start_token_id": 0})).double().eval()
+    branches = (Branch(1, (13, 14, 15)), Branch(3, (16,)), Branch(2, (17, 18)))
+    rows = [
+        Row((0, 10, 11, 12), 1, branches, PROMPT, True),
+        Row((0, 20, 21), 1, (), (8, 9)),
+        Row((0, 22), 1, (Branch(1, (23, 24)),), (5, 6, 7), True),
+    ]
+    layout = lay_out(rows, packed=False)
+    assert layout.encoder
+    assert [len(tensor) for tensor in layout.encoder] == [3, 3, 5]
+    found = states(model, layout).split([len(branch.tokens) for row in rows for branch in row.scored])
+    each = [(row, branch) for row in rows for branch in row.scored]
+    for (row, branch), ours in zip(each, found, strict=True):
+        read = torch.tensor([[*row.trunk[: branch.start], *branch.tokens[:-1]]])
+        inputs = {"input_ids": torch.tensor([row.encoder]), "decoder_input_ids": read}
+        whole = model(**inputs, output_hidden_states=True).decoder_hidden_states[-1][0]
+        torch.testing.assert_close(ours, whole[branch.start - 1 :], rtol=0, atol=1e-12)
