@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specalign.errors import UserError
 from specalign.training.config import OptimiserConfig
 from specalign.training.distributed import rank, world_size
 from specalign.training.sharding import divided_like, gathered, is_sharded
@@ -61,8 +62,13 @@ def gathered_state(optimiser: torch.optim.Optimizer) -> dict[str, dict[str, Tens
 
 
 def restore_state(optimiser: torch.optim.Optimizer, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put back what :func:`gathered_state` gave, on any number of processes."""
+    """Put back what :func:`gathered_state` gave, on any number of processes; UserError where it is another model's."""
     names = parameter_names(optimiser)
+    if strange := sorted(state.keys() - set(names)):
+        raise UserError(
+            f"the checkpoint holds the optimiser's state of a parameter {strange[0]!r}, which the student has not: it is "
+            "another version's or another model's; start again with --overwrite"
+        )
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     numbered = {
         index: {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from specalign.config import write_config
@@ -176,6 +176,20 @@ def test_a_truncated_checkpoint_names_the_older_one(tiny: Tiny, monkeypatch: pyt
     state = config.output / "checkpoints" / "step-00000004" / "state.safetensors"
     state.write_bytes(state.read_bytes()[:-100])
     with pytest.raises(UserError, match=r"step-00000004 is damaged .* go on from step-00000002"):
+        train_all([config])
+
+
+def test_an_optimiser_state_of_other_parameters_is_refused(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As versions wrote it that numbered parameters: it would be left out without a word."""
+    config = tiny("sft")
+    monkeypatch.setattr(loop, "finish", lambda *_: None)
+    train_all([config])
+    path = list_checkpoints(config.output)[-1] / "state.safetensors"
+    state = load_file(path)
+    name = "optimiser.model.norm.weight.exp_avg"
+    state["optimiser.7.exp_avg"] = state.pop(name)
+    save_file(state, path)
+    with pytest.raises(UserError, match=r"state of a parameter '7', .* start again with --overwrite"):
         train_all([config])
 
 
