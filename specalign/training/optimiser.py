@@ -66,8 +66,8 @@ def restore_state(optimiser: torch.optim.Optimizer, state: Mapping[str, Mapping[
     names = parameter_names(optimiser)
     if strange := sorted(state.keys() - set(names)):
         raise UserError(
-            f"the checkpoint holds the optimiser's state of a parameter {strange[0]!r}, which the student has not: it is "
-            "another version's or another model's; start again with --overwrite"
+            f"the checkpoint holds the optimiser's state of a parameter {strange[0]!r}, which the student has not: it "
+            "is another version's or another model's; start again with --overwrite"
         )
     parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     numbered = {
