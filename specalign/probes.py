@@ -90,6 +90,28 @@ class ForcedProbe:
 
 
 @dataclass(frozen=True)
+class SampledProbe:
+    """A sampled output, read by the target itself in one call without a cache: where its tokens lie in p.
+
+    p is the target's distribution before each token, at the temperature, top-k and top-p of the run; G(x) the mass of
+    the tokens less likely than x, and half of x's own, in 0..1, with the mean 1/2 for x drawn from p.
+    """
+
+    method: str
+    prompt_id: str
+    repeat: int
+    temperature: float
+    gamma: int
+    n_tokens: int
+    observed: float
+    """sum over tokens x of G(x)."""
+    variance: float
+    """sum over tokens of sum_v p(v) G(v)^2 - 1/4, the variance of G(x) for x drawn from p."""
+    kind: Literal["sampled"] = "sampled"
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
 class LoadProbe:
     """One method under load on a server: ``concurrency`` requests at a time, one following another's end."""
 
@@ -111,7 +133,7 @@ class LoadProbe:
     __pydantic_config__ = _STRICT
 
 
-Probe = ModelProbe | CopyProbe | CallProbe | ForcedProbe | LoadProbe
+Probe = ModelProbe | CopyProbe | CallProbe | ForcedProbe | SampledProbe | LoadProbe
 
 _PROBE: TypeAdapter[Probe] = TypeAdapter(Annotated[Probe, Field(discriminator="kind")])
 

@@ -10,7 +10,9 @@ from typing import Any
 from specalign.benchmarks.comparison import seconds_per_token
 from specalign.benchmarks.config import LOOKUP, TARGET
 from specalign.benchmarks.differences import SIGNIFICANT, self_comparisons
+from specalign.benchmarks.sampler import sampler_tests
 from specalign.metrics.comparisons import minimum_detectable_difference
+from specalign.probes import Probe
 from specalign.results import BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
 LEAST_DRIFT = 0.02
@@ -27,14 +29,20 @@ MAX_BUSY = 0.25
 """Share of the processor's time that other processes took, above which the machine is busy."""
 MAX_DISTURBED = 0.02
 """Share of the generations that may have been made on a busy machine."""
+LEAST_P_VALUE = 1e-3
+"""Below it the sampler test fails: at most one sound run in a thousand."""
 
 
 def trust_checks(
-    result: BenchmarkResult, records: Sequence[GenerationRecord], rows: Sequence[SummaryRow]
+    result: BenchmarkResult,
+    records: Sequence[GenerationRecord],
+    rows: Sequence[SummaryRow],
+    probes: Sequence[Probe] = (),
 ) -> list[Check]:
     """One line a check, each with the figures that it rests on."""
     found = [
         _lossless(rows),
+        _sampler(records, probes),
         _accounting(records),
         _prediction(rows),
         _samples(result, records),
@@ -59,6 +67,25 @@ def _lossless(rows: Sequence[SummaryRow]) -> Check:
         f", {ties} leave it at a tie of logits, {numeric} within rounding, {unexplained} for no known reason"
     )
     return Check("lossless", None if not n else unexplained == 0, detail)
+
+
+def _sampler(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> Check | None:
+    """Tokens that lie in p where samples of p lie, drafts accepted as often as they should be."""
+    found = sampler_tests(records, probes)
+    if not found:
+        return None
+    worst = min(found, key=lambda test: (test.p_value, test.moments.p_value))
+    method, temperature, gamma = worst.row
+    value, wanted = worst.moments.observed / worst.n, worst.moments.expected / worst.n
+    told = {
+        "tokens": f"its {worst.n} tokens lie at {value:.3f} of the target's distribution, samples at {wanted:.3f}",
+        "acceptances": f"of {worst.n} examined drafts {value:.3f} are accepted, where {wanted:.3f} should be",
+    }[worst.what]
+    detail = (
+        f"{len(found)} sums over sampled tokens and acceptances; furthest from what they should be: {method} at "
+        f"temperature {temperature:g}, gamma {gamma}: {told} (p = {worst.p_value:.2g})"
+    )
+    return Check("sampler", worst.p_value >= LEAST_P_VALUE, detail)
 
 
 def _accounting(records: Sequence[GenerationRecord]) -> Check:

@@ -18,8 +18,9 @@ from specalign.decoding import Drafter, ModelDrafter
 from specalign.decoding.clock import Clock
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session, decoder_sequences, room
+from specalign.metrics.sampler import Moments, token_moments, total
 from specalign.models.heads import head_of, hidden_states
-from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Probe
+from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Probe, SampledProbe
 from specalign.progress import progress_bar
 from specalign.results import GenerationRecord
 
@@ -149,32 +150,69 @@ def _draft_call(draft: Callable[..., object], sequence: list[int], n: int, gener
 
 
 @torch.inference_mode()
-def forced_probes(suite: Suite, config: BenchConfig, records: Sequence[GenerationRecord]) -> list[Probe]:
-    """Every drafter against the target along each output of the plain target."""
+def output_probes(suite: Suite, config: BenchConfig, records: Sequence[GenerationRecord]) -> list[Probe]:
+    """Every drafter along each output of the plain target, and the target along each output that was sampled."""
     prompts = {prompt.id: prompt.input_ids for prompt in suite.prompts}
-    plain = [record for record in records if record.method == TARGET and record.status == "ok"]
+    read = [
+        record for record in records if record.status == "ok" and (record.method == TARGET or _sampled(record))
+    ]
     found: list[Probe] = []
-    with progress_bar("teacher-forced acceptance", len(plain)) as bar:
-        for record in plain:
+    with progress_bar("reading outputs", len(read)) as bar:
+        for record in read:
             sampling = Sampling(record.temperature, config.decoding.top_k, config.decoding.top_p)
             trajectory = _Trajectory(suite, prompts[record.prompt_id], record.token_ids, sampling)
-            for method, drafter in suite.drafters.items():
-                if drafter is not None:
-                    overlap = trajectory.overlap(drafter)
-                    found.append(
-                        ForcedProbe(method, record.prompt_id, record.repeat, record.temperature, overlap)
-                    )
+            if record.method == TARGET:
+                found += _forced(suite, trajectory, record)
+            if _sampled(record):
+                found.append(_sampled_probe(trajectory, record))
             bar.advance()
     return found
 
 
+def _sampled(record: GenerationRecord) -> bool:
+    return record.lossless and record.temperature > 0
+
+
+def _forced(suite: Suite, trajectory: _Trajectory, record: GenerationRecord) -> list[Probe]:
+    return [
+        ForcedProbe(method, record.prompt_id, record.repeat, record.temperature, trajectory.overlap(drafter))
+        for method, drafter in suite.drafters.items()
+        if drafter is not None
+    ]
+
+
+def _sampled_probe(trajectory: _Trajectory, record: GenerationRecord) -> SampledProbe:
+    found = trajectory.moments()
+    return SampledProbe(
+        record.method,
+        record.prompt_id,
+        record.repeat,
+        record.temperature,
+        record.gamma,
+        len(record.token_ids),
+        found.observed,
+        found.variance,
+    )
+
+
 class _Trajectory:
-    """One output of the target: its hidden states along it, once for all drafters."""
+    """One output, read by the target: its hidden states along it, once for all that is asked of them."""
 
     def __init__(self, suite: Suite, prompt: Sequence[int], output: Sequence[int], sampling: Sampling) -> None:
         self.target, self.prompt, self.output, self.sampling = suite.target, prompt, output, sampling
         self.head = suite.target.head
         self.hidden = _along(suite.target.model, prompt, output)
+
+    def moments(self) -> Moments:
+        """Of G(x) over the output's tokens x."""
+        ids = torch.tensor(self.output, device=self.hidden.device)
+        return total(
+            token_moments(
+                probabilities(self.head(self.hidden[start : start + POSITIONS]), self.sampling),
+                ids[start : start + POSITIONS],
+            )
+            for start in range(0, len(self.output), POSITIONS)
+        )
 
     def overlap(self, drafter: Drafter) -> list[float | None]:
         """sum_v min(p, q) before each token of the output."""

@@ -20,7 +20,7 @@ from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
 from specalign.benchmarks.config import ALONE, TARGET, BenchConfig
 from specalign.benchmarks.load_rows import load_rows
-from specalign.benchmarks.measure import call_probes, fact_probes, forced_probes
+from specalign.benchmarks.measure import call_probes, fact_probes, output_probes
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, is_adaptive, load_suite
 from specalign.config import as_table
@@ -109,7 +109,7 @@ def carry_out(
 def _measure(suite: Suite, config: BenchConfig, plan: list[Cell]) -> None:
     path = config.output / RECORDS_FILE
     _generate_all(suite, config, plan, path)
-    add_probes(config, forced_probes(suite, config, list(read_records(path))))
+    add_probes(config, output_probes(suite, config, list(read_records(path))))
 
 
 def add_probes(config: BenchConfig, probes: list[Probe]) -> None:
@@ -218,7 +218,7 @@ def closing(result: BenchmarkResult, suite: Suite, folder: Path) -> BenchmarkRes
         n_failed=statuses.count("failed"),
         rows=rows,
         load=load_rows(probes),
-        checks=trust_checks(result, records, rows),
+        checks=trust_checks(result, records, rows, probes),
         records_sha256=file_sha256(path) if result.status == "complete" else "",
         probes_sha256=file_sha256(probes_path) if result.status == "complete" else "",
     )

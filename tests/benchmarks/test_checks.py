@@ -11,7 +11,7 @@ import pytest
 
 from specalign.benchmarks.checks import trust_checks
 from specalign.benchmarks.comparison import divergent, summarise
-from specalign.probes import CallProbe
+from specalign.probes import CallProbe, SampledProbe
 from specalign.results import BenchmarkResult, Check, GenerationRecord, ModelInfo, StepTrace
 
 N_PROMPTS, N_TOKENS = 6, 8
@@ -87,6 +87,47 @@ def test_a_divergence_fails_unless_it_is_a_tie(sound: list[GenerationRecord], ve
     assert verdict(sound, {3: "tie"})["lossless"].passed is True
     assert "1 leave it at a tie" in verdict(sound, {3: "tie"})["lossless"].detail
     assert "1 within rounding" in verdict(sound, {3: "numeric"})["lossless"].detail
+
+
+def sampled(order: int, n_accepted: int) -> GenerationRecord:
+    """Fifty steps of one draft, which p and q share half of."""
+    steps = StepTrace(
+        [1] * 50, [1] * 50, [1] * n_accepted + [0] * (50 - n_accepted),
+        [2] * n_accepted + [1] * (50 - n_accepted), [[0.5]] * 50, [0.1] * 50, [0.1] * 50, [0.1] * 50,
+    )  # fmt: skip
+    return generation(order, "ours", order, temperature=1.0, rule="token", steps=steps)
+
+
+def test_tokens_that_the_target_would_not_have_sampled() -> None:
+    def check(observed: float) -> Check:
+        probes = [
+            SampledProbe(method, "p0", 0, 1.0, 1, 100, value, 8.0)
+            for method, value in (("target", 51.0), ("ours", observed))
+        ]
+        (found,) = (c for c in trust_checks(result(0), [], [], probes) if c.name == "sampler")
+        return found
+
+    assert check(54.0).passed is True
+    assert check(30.0).passed is False
+    assert (
+        "ours at temperature 1, gamma 1: its 100 tokens lie at 0.300 of the target's distribution, samples at 0.500"
+        in (check(30.0).detail)
+    )
+
+
+def test_drafts_accepted_more_often_than_they_should_be() -> None:
+    def check(*n_accepted: int) -> Check:
+        records = [sampled(order, n) for order, n in enumerate(n_accepted)]
+        (found,) = (c for c in trust_checks(result(0), records, []) if c.name == "sampler")
+        return found
+
+    assert check(25, 28, 22, 27).passed is True
+    assert check(36, 35, 37, 36).passed is False, "each alone might be chance"
+    assert "of 200 examined drafts 0.720 are accepted, where 0.500 should be" in check(36, 35, 37, 36).detail
+
+
+def test_nothing_sampled_is_not_judged(sound: list[GenerationRecord], verdict: Verdict) -> None:
+    assert "sampler" not in verdict(sound)
 
 
 def test_a_token_that_nothing_accounts_for(sound: list[GenerationRecord], verdict: Verdict) -> None:

@@ -1,6 +1,7 @@
 """Probes of real runs: contexts, counts, and teacher-forced acceptance that agrees with the engine's own."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,9 @@ from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import parse_run
 from specalign.benchmarks.forced import like_positions
-from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, RunFiles, read_run
+from specalign.benchmarks.sampler import sampler_tests
+from specalign.decoding.verification import RULES, lenience
+from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, RunFiles, SampledProbe, read_run
 
 Bench = Callable[..., list[str]]
 
@@ -105,3 +108,37 @@ def test_teacher_forced_overlap_is_the_engines(
     for record in sampled:
         assert record.steps
         assert record.steps.overlap[0][0] == pytest.approx(first[record.prompt_id], abs=1e-5)
+
+
+def test_every_sampled_output_is_read_by_the_target(measure: Callable[..., RunFiles]) -> None:
+    run = measure("--decoding.top-p", "0.9")
+    sampled = [record for record in run.records if record.temperature > 0]
+    probes = [probe for probe in run.probes if isinstance(probe, SampledProbe)]
+    assert {(probe.method, probe.prompt_id) for probe in probes} == {
+        (record.method, record.prompt_id) for record in sampled
+    }
+    assert sum(probe.n_tokens for probe in probes) == sum(len(record.token_ids) for record in sampled)
+    assert all(
+        0 < probe.observed < probe.n_tokens and 0 <= probe.variance <= probe.n_tokens / 12 for probe in probes
+    )
+
+
+def test_a_rule_that_takes_what_it_should_not_fails_the_run(
+    measure: Callable[..., RunFiles], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Accepting every draft, in the engine itself: the check is known to see what it is there for."""
+    flags = ["--decoding.temperatures", "1", "--decoding.repeats", "8"]
+
+    def check(*more: str) -> tuple[bool | None, dict[str, float]]:
+        run = measure(*flags, *more)
+        (found,) = (check for check in run.result.checks if check.name == "sampler")
+        tests = sampler_tests(run.records, run.probes)
+        return found.passed, {test.row[0]: test.p_value for test in tests if test.what == "tokens"}
+
+    passed, p_values = check()
+    assert passed is True
+    assert set(p_values) == {"target", "prompt_lookup", "small"}
+    monkeypatch.setitem(RULES, "token", partial(lenience, factor=1e-6))
+    passed, p_values = check("--overwrite")
+    assert passed is False
+    assert p_values["small"] < 1e-3 < p_values["target"], "by its tokens, whatever was accepted"
