@@ -134,9 +134,8 @@ class Session:
 
     def _forward(self, ids: Tensor) -> Tensor:
         positions = self.cache.begin(ids.shape[1], ids.device)
-        if (
-            self.both is not None
-        ):  # equal lengths: the model's own positions are right, without padding its mask too
+        if self.both is not None:
+            # Equal lengths: the model's own positions are right, without padding its own mask too.
             return self.decoder(
                 input_ids=ids,
                 attention_mask=self._beside_padding(positions) if any(self.pads) else None,
