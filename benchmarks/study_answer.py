@@ -19,13 +19,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from specalign.benchmarks.config import LOOKUP, TARGET
-from specalign.benchmarks.seeds import FIGURES, Comparison, Drafter, PromptCells, Setting, compare
+from specalign.analysis.seeds import FIGURES, Comparison, Drafter, PromptCells, Setting, compare
 from specalign.metrics.comparisons import SeedComparison, compare_seeds
 from specalign.probes import RunFiles, read_run
 from specalign.reports.style import new_figure
 from specalign.reports.tables import interval, markdown_table
-from specalign.results import Interval, atomic_path, write_json
+from specalign.results import LOOKUP, TARGET, Interval, atomic_path, write_json
 
 TRAINING = "training.json"
 BASELINE = "forward_kl"

@@ -25,6 +25,10 @@ from specalign.errors import UserError
 SCHEMA_VERSION = 1
 RECORDS_FILE = "records.jsonl"
 RESULT_FILE = "result.json"
+TARGET, LOOKUP = "target", "prompt_lookup"
+"""Values of ``method``: plain decoding, and drafting from the prompt; a drafter's name otherwise."""
+ALONE = "alone"
+"""Value of ``rule`` in records in which a drafter decodes on its own."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 T = TypeVar("T")

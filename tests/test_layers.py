@@ -46,16 +46,26 @@ def imports_from(folder: str, *packages: str) -> list[str]:
 
 @pytest.mark.parametrize("folder", LOWER)
 def test_lower_layers_never_import_the_upper_ones(folder: str) -> None:
-    assert not imports_from(folder, "training", "benchmarks", "reports")
+    assert not imports_from(folder, "training", "benchmarks", "analysis", "reports")
 
 
 def test_training_and_benchmarks_are_strangers() -> None:
-    assert not imports_from("training", "benchmarks", "reports")
+    assert not imports_from("training", "benchmarks", "analysis", "reports")
     assert not imports_from("benchmarks", "training")
 
 
 def test_reports_know_results_and_metrics_only() -> None:
     assert not imports_from("reports", "losses", "models", "data", "decoding", "training", "benchmarks")
+
+
+def test_analysis_reads_files_and_knows_no_engine() -> None:
+    assert not imports_from("analysis", "losses", "models", "data", "decoding", "serving")
+    assert not imports_from("analysis", "training", "benchmarks", "reports")
+    names = [f"specalign.analysis.{path.stem}" for path in modules("analysis")]
+    code = f"import sys, importlib\n[importlib.import_module(name) for name in {names!r}]\n"
+    code += "print(sorted({'torch', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_engine_knows_no_tokenizer() -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
+from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
 from specalign.benchmarks.config import ADAPTIVE, BenchConfig
 from specalign.benchmarks.measure import call_probes
-from specalign.benchmarks.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Adaptive, Drafter, ModelDrafter
 from specalign.probes import Probe

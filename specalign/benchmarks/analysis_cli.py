@@ -85,7 +85,7 @@ class SchemaConfig:
 def explain_command(arguments: Sequence[str]) -> None:
     """``specalign-bench explain RUN``."""
     (folder,), _ = run_folders("explain", arguments, ExplainConfig(), most=1)
-    from specalign.benchmarks.explain import explain
+    from specalign.analysis.explain import explain
     from specalign.probes import read_run
 
     print("\n".join(explain(read_run(folder))))
@@ -141,8 +141,8 @@ def _check_plan(config: PlanConfig) -> None:
 
 
 def _speed_plan(config: PlanConfig) -> list[str]:
-    from specalign.benchmarks.cost_model import StepCosts
-    from specalign.benchmarks.outlook import plan, plan_lines
+    from specalign.analysis.cost_model import StepCosts
+    from specalign.analysis.outlook import plan, plan_lines
 
     costs = StepCosts(
         config.gamma,
@@ -158,7 +158,7 @@ def _speed_plan(config: PlanConfig) -> list[str]:
 def seeds_command(arguments: Sequence[str]) -> None:
     """``specalign-bench seeds RUN RUN ...``."""
     folders, config = run_folders("seeds", arguments, SeedsConfig())
-    from specalign.benchmarks.seeds import compare, grouped, lines, parse_groups, require_same_prompts
+    from specalign.analysis.seeds import compare, grouped, lines, parse_groups, require_same_prompts
     from specalign.probes import read_run
 
     runs = [read_run(folder) for folder in folders]
@@ -198,7 +198,7 @@ def _shown(value: float | list[float] | None) -> str:
 def verify_command(arguments: Sequence[str]) -> None:
     """``specalign-bench verify RUN``: a UserError names the first figures that do not hold."""
     (folder,), _ = run_folders("verify", arguments, VerifyConfig(), most=1)
-    from specalign.benchmarks.verify import untrue_figures
+    from specalign.analysis.recompute import untrue_figures
     from specalign.probes import read_run
 
     run = read_run(folder)

@@ -215,7 +215,7 @@ def _show(folder: Path, *, as_json: bool) -> None:
     """Build the report, and print the table and where the report is, or both as one line of JSON."""
     from rich.console import Console
 
-    from specalign.benchmarks.partial import result_so_far
+    from specalign.analysis.partial import result_so_far
     from specalign.reports import build_report, result_table
 
     result = result_so_far(folder)

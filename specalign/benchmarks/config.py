@@ -10,12 +10,10 @@ from tyro.conf import arg
 
 from specalign.config import STRICT
 from specalign.errors import UserError
+from specalign.results import LOOKUP, TARGET
 
-TARGET, LOOKUP = "target", "prompt_lookup"
 ADAPTIVE = "_adaptive"
 """End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
-ALONE = "alone"
-"""Rule of records in which a drafter decodes on its own."""
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.benchmarks.bandwidth import copy_bytes_per_s
-from specalign.benchmarks.config import TARGET, BenchConfig
+from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Drafter, ModelDrafter
 from specalign.decoding.clock import Clock
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session, decoder_sequences, room
-from specalign.metrics.sampler import Moments, token_moments, total
+from specalign.metrics.sampled_tokens import Moments, token_moments, total
 from specalign.models.heads import head_of, hidden_states
 from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Probe, SampledProbe
 from specalign.progress import progress_bar
-from specalign.results import GenerationRecord
+from specalign.results import TARGET, GenerationRecord
 
 REPEATS = 3
 """Times that a call is made, each after the call that precedes it in decoding; the first is not recorded."""

@@ -15,11 +15,11 @@ from typing import Any, Literal
 
 import torch
 
+from specalign.analysis.load_rows import load_rows
+from specalign.analysis.summary import divergent, summarise
+from specalign.analysis.verdict import trust_checks
 from specalign.benchmarks.adaptive import adaptive_costs, with_adaptive
-from specalign.benchmarks.checks import trust_checks
-from specalign.benchmarks.comparison import divergent, summarise
-from specalign.benchmarks.config import ALONE, TARGET, BenchConfig
-from specalign.benchmarks.load_rows import load_rows
+from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.measure import call_probes, fact_probes, output_probes
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Cell, Suite, cells, checkpoint_hashes, is_adaptive, load_suite
@@ -34,8 +34,10 @@ from specalign.probes import PROBES_FILE, CopyProbe, Probe, probe_lines, read_pr
 from specalign.progress import progress_bar
 from specalign.provenance import Load, file_sha256, stamp
 from specalign.results import (
+    ALONE,
     RECORDS_FILE,
     RESULT_FILE,
+    TARGET,
     BenchmarkResult,
     GenerationRecord,
     StepTrace,

@@ -13,8 +13,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from specalign.benchmarks.comparison import divergent
-from specalign.benchmarks.config import TARGET, BenchConfig, named_drafters, named_endpoints
+from specalign.analysis.summary import divergent
+from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.runner import (
     WARMUP_TOKENS,
@@ -38,6 +38,7 @@ from specalign.progress import progress_bar
 from specalign.provenance import stamp
 from specalign.results import (
     RECORDS_FILE,
+    TARGET,
     BenchmarkResult,
     DraftCounts,
     GenerationRecord,

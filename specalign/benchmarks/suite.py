@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from specalign.benchmarks.config import TARGET, BenchConfig, named_drafters
+from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.runtime import make_ready
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper, make_stepper
@@ -30,7 +30,7 @@ from specalign.models.properties import decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import file_sha256, weights_sha256
-from specalign.results import ModelInfo
+from specalign.results import TARGET, ModelInfo
 
 
 @dataclass(frozen=True)

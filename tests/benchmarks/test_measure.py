@@ -8,10 +8,10 @@ import pytest
 import torch
 from transformers import AutoTokenizer, T5Config, T5ForConditionalGeneration
 
+from specalign.analysis.forced import like_positions
+from specalign.analysis.sampled_tokens import sampler_tests
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import parse_run
-from specalign.benchmarks.forced import like_positions
-from specalign.benchmarks.sampler import sampler_tests
 from specalign.decoding.verification import RULES, lenience
 from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, RunFiles, SampledProbe, read_run
 

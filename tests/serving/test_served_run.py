@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from specalign.analysis.recompute import untrue_figures
 from specalign.benchmarks import served
 from specalign.benchmarks.cli import main, parse_run
 from specalign.benchmarks.served import run_served
-from specalign.benchmarks.verify import untrue_figures
 from specalign.errors import UserError
 from specalign.probes import read_run
 from specalign.results import BenchmarkResult, SummaryRow
@@ -75,7 +75,7 @@ def test_counters_that_others_moved_are_noticed(suite_flags: list[str], serve: S
     first = next(record for record in run.records if record.counts)
     assert first.counts is not None
     moved = replace(first, counts=replace(first.counts, n_drafts=first.counts.n_drafts + 5))
-    from specalign.benchmarks.checks import trust_checks
+    from specalign.analysis.verdict import trust_checks
 
     checks = {check.name: check for check in trust_checks(result, [moved, *run.records], result.rows)}
     assert checks["token accounting"].passed is False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from specalign.metrics.comparisons import holm
-from specalign.metrics.sampler import Moments, acceptance_moments, total
+from specalign.metrics.sampled_tokens import Moments, acceptance_moments, total
 from specalign.probes import Probe, SampledProbe
 from specalign.results import GenerationRecord
 

@@ -6,15 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from specalign.benchmarks.config import ALONE, LOOKUP, TARGET
-from specalign.benchmarks.cost_model import (
+from specalign.analysis.cost_model import (
     StepCosts,
     break_even_alpha,
     break_even_c,
     leviathan_speedup,
     predicted_speedup,
 )
-from specalign.benchmarks.prediction import predicted_from_probes
+from specalign.analysis.prediction import predicted_from_probes
 from specalign.metrics import acceptance
 from specalign.metrics.accuracy import accuracy
 from specalign.metrics.ceilings import flop_ratio, least_seconds, memory_bound_speedup
@@ -23,7 +22,17 @@ from specalign.metrics.rouge import mean_rouge
 from specalign.metrics.statistics import ratio_interval, ratio_of_ratios_interval
 from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
 from specalign.probes import ForcedProbe, Probe, copy_rate, model_probes
-from specalign.results import GenerationRecord, Interval, Rouge, StepTrace, SummaryRow, TimeSplit
+from specalign.results import (
+    ALONE,
+    LOOKUP,
+    TARGET,
+    GenerationRecord,
+    Interval,
+    Rouge,
+    StepTrace,
+    SummaryRow,
+    TimeSplit,
+)
 
 Group = tuple[str, float, int]
 """(method, temperature, gamma)."""

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from specalign.benchmarks.checks import trust_checks
-from specalign.benchmarks.comparison import divergent, summarise
+from specalign.analysis.summary import divergent, summarise
+from specalign.analysis.verdict import trust_checks
 from specalign.probes import CallProbe, SampledProbe
 from specalign.results import BenchmarkResult, Check, GenerationRecord, ModelInfo, StepTrace
 

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from statistics import mean, median, variance
 from typing import Any
 
-from specalign.benchmarks.comparison import seconds_per_token
-from specalign.benchmarks.config import LOOKUP, TARGET
-from specalign.benchmarks.differences import SIGNIFICANT, self_comparisons
-from specalign.benchmarks.sampler import sampler_tests
+from specalign.analysis.differences import SIGNIFICANT, self_comparisons
+from specalign.analysis.sampled_tokens import sampler_tests
+from specalign.analysis.summary import seconds_per_token
 from specalign.metrics.comparisons import minimum_detectable_difference
 from specalign.probes import Probe
-from specalign.results import BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
+from specalign.results import LOOKUP, TARGET, BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
 LEAST_DRIFT = 0.02
 """Relative change of the plain target's step time between the halves of a run that interleaving takes care of."""

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specalign.analysis.cost_model import StepCosts
+from specalign.analysis.explain import measured_parts, reason
+from specalign.analysis.forced import like_positions
+from specalign.analysis.outlook import Drafting, Outlook, best, outlooks, plan
+from specalign.analysis.prediction import call_seconds, predicted_from_probes, target_seconds
+from specalign.analysis.summary import seconds_per_token, summarise
 from specalign.benchmarks.cli import main
-from specalign.benchmarks.comparison import seconds_per_token, summarise
-from specalign.benchmarks.cost_model import StepCosts
-from specalign.benchmarks.explain import measured_parts, reason
-from specalign.benchmarks.forced import like_positions
-from specalign.benchmarks.outlook import Drafting, Outlook, best, outlooks, plan
-from specalign.benchmarks.prediction import call_seconds, predicted_from_probes, target_seconds
 from specalign.metrics.statistics import ratio_of_ratios_interval
 from specalign.probes import CallProbe, ForcedProbe, Probe
 from specalign.results import GenerationRecord, StepTrace

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from specalign.benchmarks.comparison import summarise
+from specalign.analysis.summary import summarise
 from specalign.probes import RunFiles
 
 JUDGED = ("n_tie_divergences", "n_numeric_divergences", "n_unexplained_divergences")

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from specalign.benchmarks.config import LOOKUP, TARGET
 from specalign.metrics.load import fitted_draft_ratio, percentiles_ms, predicted_batch_speedup
 from specalign.probes import LoadProbe, Probe
-from specalign.results import LoadRow
+from specalign.results import LOOKUP, TARGET, LoadRow
 
 
 def load_rows(probes: Sequence[Probe]) -> list[LoadRow]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from specalign.benchmarks.cost_model import (
+from specalign.analysis.cost_model import (
     StepCosts,
     break_even_alpha,
     break_even_c,

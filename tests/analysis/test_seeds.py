@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from specalign.analysis.seeds import compare, grouped, lines, parse_groups, require_same_prompts
+from specalign.analysis.summary import summarise
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import main, parse_run
-from specalign.benchmarks.comparison import summarise
-from specalign.benchmarks.seeds import compare, grouped, lines, parse_groups, require_same_prompts
 from specalign.errors import UserError
 from specalign.probes import RunFiles
 from specalign.results import BenchmarkResult, GenerationRecord, ModelInfo, StepTrace

@@ -12,10 +12,9 @@ from statistics import median
 
 import numpy as np
 
-from specalign.benchmarks.config import LOOKUP, TARGET
-from specalign.benchmarks.cost_model import tokens_from_survival
+from specalign.analysis.cost_model import tokens_from_survival
 from specalign.probes import CallProbe, Probe
-from specalign.results import GenerationRecord
+from specalign.results import LOOKUP, TARGET, GenerationRecord
 
 CallTimes = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 """(numbers of tokens, context lengths), one of each a call -> seconds of each call."""

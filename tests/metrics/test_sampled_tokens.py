@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specalign.metrics.sampler import Moments, acceptance_moments, token_moments, total
+from specalign.metrics.sampled_tokens import Moments, acceptance_moments, token_moments, total
 
 N, V = 4000, 12
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from specalign.benchmarks.comparison import summarise
+from specalign.analysis.summary import summarise
 from specalign.errors import UserError
 from specalign.results import RECORDS_FILE, BenchmarkResult, GenerationRecord, read_records, read_result
 

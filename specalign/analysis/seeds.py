@@ -7,11 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from specalign.benchmarks.config import ALONE, TARGET
 from specalign.errors import UserError
 from specalign.metrics.comparisons import Cells, SeedComparison, compare_seeds, holm
 from specalign.probes import RunFiles
-from specalign.results import GenerationRecord, StepTrace
+from specalign.results import ALONE, TARGET, GenerationRecord, StepTrace
 
 SIGNIFICANT = 0.05
 FEW = 5

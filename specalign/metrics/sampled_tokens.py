@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor  # who reads a finished run needs the sums, not torch
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def token_moments(p: Tensor, ids: Tensor) -> Moments:
     ordered, index = (precise / precise.sum(-1, keepdim=True)).sort(dim=-1)
     place = ordered.cumsum(-1) - ordered / 2
     variance = ((ordered * place.square()).sum(-1) - 0.25).clamp(min=0)
-    own = torch.zeros_like(precise).scatter_(-1, index, place).gather(-1, ids.unsqueeze(-1))
+    own = precise.new_zeros(precise.shape).scatter_(-1, index, place).gather(-1, ids.unsqueeze(-1))
     return Moments(float(own.sum()), len(ids) / 2, float(variance.sum()))
 
 

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
+from specalign.analysis.differences import Difference, difference_lines, differences
+from specalign.analysis.summary import seconds_per_token
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import parse_run
-from specalign.benchmarks.comparison import seconds_per_token
-from specalign.benchmarks.differences import Difference, difference_lines, differences
 from specalign.metrics.comparisons import prompts_needed
 from specalign.metrics.statistics import ratio_of_ratios_interval
 from specalign.probes import RunFiles, read_run

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from specalign.benchmarks.comparison import seconds_per_token
+from specalign.analysis.summary import seconds_per_token
 from specalign.metrics.comparisons import (
     holm,
     log_ratio_deviation,

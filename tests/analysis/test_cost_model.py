@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from specalign.benchmarks.cost_model import (
+from specalign.analysis.cost_model import (
     StepCosts,
     break_even_alpha,
     expected_tokens,

@@ -6,26 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from specalign.benchmarks.comparison import step_costs
-from specalign.benchmarks.config import TARGET
-from specalign.benchmarks.cost_model import (
+from specalign.analysis.cost_model import (
     StepCosts,
     expected_tokens,
     speedup,
     tokens_from_survival,
 )
-from specalign.benchmarks.differences import difference_lines
-from specalign.benchmarks.forced import forced_lines
-from specalign.benchmarks.outlook import CallSeconds, Drafting, Outlook, best, outlooks
-from specalign.benchmarks.prediction import (
+from specalign.analysis.differences import difference_lines
+from specalign.analysis.forced import forced_lines
+from specalign.analysis.outlook import CallSeconds, Drafting, Outlook, best, outlooks
+from specalign.analysis.prediction import (
     CallTimes,
     call_seconds,
     mean_call_seconds,
     probed_steps,
     target_seconds,
 )
+from specalign.analysis.summary import step_costs
 from specalign.probes import Probe, RunFiles
-from specalign.results import BenchmarkResult, GenerationRecord, SummaryRow
+from specalign.results import TARGET, BenchmarkResult, GenerationRecord, SummaryRow
 
 PARTS = ("draft", "verify growth", "sampling", "overhead")
 
