@@ -16,7 +16,7 @@ STUDY_SINGLE := untrained aligned broken_start four_layers full_head
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (about 13 minutes on 2 cores)
+demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (allow half an hour on 2 cores)
 	$(BIN)/specalign-train --recipe training/demo.toml --output runs/demo
 	$(BIN)/specalign-bench run --suite benchmarks/demo.toml --output reports/demo \
 		$(foreach name,$(DEMO_DRAFTERS),--drafter $(name)=runs/demo/$(name))
