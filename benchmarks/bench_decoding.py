@@ -29,11 +29,11 @@ from specalign.bars import judged
 from specalign.data import encode_prompts, load_examples
 from specalign.decoding import Adaptive, ModelDrafter, Shapes, Stepper, generate, make_stepper
 from specalign.decoding.session import Session
+from specalign.files import write_json
 from specalign.models.heads import Head
 from specalign.models.load import load_model, load_tokenizer, resolve_device
 from specalign.models.tiny import make_model, perturbed
 from specalign.provenance import Load, stamp
-from specalign.results import write_json
 from specalign.templates import prompt_text
 
 GAMMA = 4

@@ -15,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from specalign.files import write_json
 from specalign.probes import read_run
-from specalign.results import BenchmarkResult, SummaryRow, write_json
+from specalign.results import BenchmarkResult, SummaryRow
 
 BAR = 0.05
 

@@ -24,9 +24,9 @@ from specalign import provenance
 from specalign.data import load_examples
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import make_stepper
+from specalign.files import write_json
 from specalign.losses import overlap
 from specalign.models.load import Quantization, load_model, load_tokenizer
-from specalign.results import write_json
 
 MODEL = "builtin:smollm2"
 Models = dict[Quantization, PreTrainedModel]

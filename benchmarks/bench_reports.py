@@ -15,8 +15,9 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from specalign.provenance import file_sha256, stamp
-from specalign.results import RECORDS_FILE, read_records, read_result, record_line, write_json, write_result
+from specalign.files import file_sha256, write_json
+from specalign.provenance import stamp
+from specalign.results import RECORDS_FILE, read_records, read_result, record_line, write_result
 
 SOURCE = Path(__file__).parents[1] / "reports" / "2026-11-24_demo_cpu-2core"
 BUILD = """

@@ -21,10 +21,10 @@ import torch
 from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.decoding import Shapes, make_stepper
 from specalign.decoding.session import Session
+from specalign.files import write_json
 from specalign.models.load import load_model, resolve_device
 from specalign.models.properties import n_parameters
 from specalign.provenance import stamp
-from specalign.results import write_json
 
 CONTEXT = 200
 CAPACITY = 512

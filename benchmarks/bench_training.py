@@ -32,10 +32,10 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2Con
 
 from specalign.bars import judged, peak_bytes, resident_bytes, restart_peak
 from specalign.data import Prompt, encode_prompts, load_examples
+from specalign.files import write_json
 from specalign.models.load import load_model, load_tokenizer
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.provenance import Load, stamp
-from specalign.results import write_json
 from specalign.templates import prompt_text
 from specalign.training import loop, scoring
 from specalign.training.config import (

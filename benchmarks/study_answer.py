@@ -20,11 +20,12 @@ import numpy as np
 from scipy import stats
 
 from specalign.analysis.seeds import FIGURES, Comparison, Drafter, PromptCells, Setting, compare
+from specalign.files import atomic_path, write_json
 from specalign.metrics.comparisons import SeedComparison, compare_seeds
 from specalign.probes import RunFiles, read_run
 from specalign.reports.style import new_figure
 from specalign.reports.tables import interval, markdown_table
-from specalign.results import LOOKUP, TARGET, Interval, atomic_path, write_json
+from specalign.results import LOOKUP, TARGET, Interval
 
 TRAINING = "training.json"
 BASELINE = "forward_kl"

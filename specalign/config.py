@@ -22,7 +22,7 @@ import tyro
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from specalign.errors import UserError, unknown
-from specalign.results import write_text
+from specalign.files import write_text
 
 STRICT = ConfigDict(extra="forbid")
 """Set as ``__pydantic_config__`` of every config dataclass: unknown keys of a file are errors."""

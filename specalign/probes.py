@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from specalign.errors import UserError
-from specalign.provenance import file_sha256
+from specalign.files import file_sha256
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,

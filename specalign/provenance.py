@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from specalign import __version__
+from specalign.files import file_sha256
 
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "bitsandbytes", "flash-attn")
 
@@ -123,12 +124,6 @@ def gpu_state(device: str) -> dict[str, Any]:
         with suppress(NVMLError, RuntimeError):
             found[name] = read(torch.device(device))
     return found
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def weights_sha256(folder: Path) -> str:

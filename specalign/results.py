@@ -8,19 +8,16 @@ Units stand in the names: ``_s`` seconds, ``n_`` counts. Notation as in ``specal
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from specalign.errors import UserError
+from specalign.files import open_text, write_text
 
 SCHEMA_VERSION = 1
 RECORDS_FILE = "records.jsonl"
@@ -358,7 +355,7 @@ def record_line(record: GenerationRecord) -> str:
 
 def read_records(path: Path) -> Iterator[GenerationRecord]:
     """Read records.jsonl. A damaged line raises UserError with its number."""
-    with _open(path) as lines:
+    with open_text(path) as lines:
         for number, line in enumerate(lines, start=1):
             if not line.endswith("\n"):
                 raise UserError(f"{path}, line {number}: cut off; the run was interrupted while writing it")
@@ -376,7 +373,7 @@ def write_result(run: Path, result: BenchmarkResult) -> None:
 def read_result(run: Path) -> BenchmarkResult:
     """Read result.json of a run folder. Raises UserError where it is missing or not valid."""
     path = run / RESULT_FILE
-    with _open(path) as file:
+    with open_text(path) as file:
         text = file.read()
     try:
         return _RESULT.validate_json(text)
@@ -389,45 +386,3 @@ def first_problem(error: ValidationError) -> str:
     problem = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in problem["loc"])
     return f"{where}: {problem['msg']}" if where else problem["msg"]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file atomically: after a crash there is the old content or the new, never a part."""
-    with atomic_path(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
-def write_json(path: Path, value: Mapping[str, Any] | list[Any]) -> None:
-    """Write JSON atomically; NaN and infinity are refused."""
-    write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
-
-
-def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines atomically."""
-    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary file path beside ``path``; on success it is flushed to disk and takes its place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    partial = Path(name)
-    try:
-        yield partial
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        partial.chmod(0o666 & ~umask)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _open(path: Path) -> IO[str]:
-    try:
-        return open(path, encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"no such file: {path}") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from specalign.errors import UserError
+from specalign.files import file_sha256
 from specalign.probes import (
     PROBES_FILE,
     CallProbe,
@@ -18,7 +19,6 @@ from specalign.probes import (
     read_probes,
     read_run,
 )
-from specalign.provenance import file_sha256
 from specalign.results import RECORDS_FILE, BenchmarkResult, ModelInfo, write_result
 
 PROBES: list[Probe] = [

@@ -14,13 +14,10 @@ from specalign.results import (
     Interval,
     ModelInfo,
     StepTrace,
-    atomic_path,
     read_records,
     read_result,
     record_line,
     result_schema,
-    write_json,
-    write_jsonl,
     write_result,
 )
 
@@ -72,25 +69,6 @@ def test_unknown_field_and_missing_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "result.json").write_text(text.replace('"suite"', '"suit"'))
     with pytest.raises(UserError, match="not a valid result"):
         read_result(tmp_path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_no_number_that_is_none_is_written(tmp_path: Path, value: float) -> None:
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_json(tmp_path / "a.json", {"x": value})
-    with pytest.raises(ValueError, match="JSON compliant"):
-        write_jsonl(tmp_path / "a.jsonl", [{"x": value}])
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
-    path = tmp_path / "result.json"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), atomic_path(path) as partial:  # noqa: PT012
-        partial.write_text("half")
-        raise RuntimeError
-    assert [file.name for file in tmp_path.iterdir()] == ["result.json"]
-    assert path.read_text() == "old"
 
 
 def test_bounds_of_an_interval_may_be_absent() -> None:

@@ -28,11 +28,12 @@ from specalign.decoding import Generation, ModelDrafter, generate
 from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.verification import LOSSY
 from specalign.errors import UserError
+from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
 from specalign.preflight import require_passed
 from specalign.probes import PROBES_FILE, CopyProbe, Probe, probe_lines, read_probes
 from specalign.progress import progress_bar
-from specalign.provenance import Load, file_sha256, stamp
+from specalign.provenance import Load, stamp
 from specalign.results import (
     ALONE,
     RECORDS_FILE,

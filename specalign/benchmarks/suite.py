@@ -17,6 +17,7 @@ from specalign.benchmarks.runtime import make_ready
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper, make_stepper
 from specalign.errors import UserError
+from specalign.files import file_sha256
 from specalign.models.heads import head_of
 from specalign.models.load import (
     load_model,
@@ -29,7 +30,7 @@ from specalign.models.preflight import outline
 from specalign.models.properties import decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
-from specalign.provenance import file_sha256, weights_sha256
+from specalign.provenance import weights_sha256
 from specalign.results import TARGET, ModelInfo
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from specalign.results import atomic_path
+from specalign.files import atomic_path
 
 FILE = "draft_vocabulary/ids.safetensors"
 """In a folder of its own: vLLM and SGLang load every safetensors file beside config.json as weights."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specalign.errors import UserError
+from specalign.files import write_text
 from specalign.probes import require_untouched
 from specalign.reports.content import Picture
 from specalign.reports.gallery import figures
@@ -16,7 +17,7 @@ from specalign.reports.sections import document
 from specalign.reports.speeds import read_speeds
 from specalign.reports.style import save
 from specalign.reports.tables import comparison, escape
-from specalign.results import BenchmarkResult, read_result, write_text
+from specalign.results import BenchmarkResult, read_result
 
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from specalign.results import RECORDS_FILE, atomic_path, read_records
+from specalign.files import atomic_path
+from specalign.results import RECORDS_FILE, read_records
 
 
 def records_frame(run: Path) -> pd.DataFrame:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from specalign.files import write_text
 from specalign.reports.recommendation import choices, processor
 from specalign.reports.rows import full_name
 from specalign.reports.tables import escape, interval, markdown_table
-from specalign.results import RESULT_FILE, BenchmarkResult, read_result, write_text
+from specalign.results import RESULT_FILE, BenchmarkResult, read_result
 
 INDEX_FILE = "README.md"
 PUBLISHED = re.compile(r"\d{4}-\d{2}-\d{2}_\w[\w.-]*")

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from specalign.errors import UserError
-from specalign.results import atomic_path
+from specalign.files import atomic_path
 from specalign.training.optimiser import restore_state
 from specalign.training.sharding import divided_like
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from specalign.config import as_table, load_config, write_config
 from specalign.errors import UserError
-from specalign.results import write_json, write_jsonl
+from specalign.files import write_json, write_jsonl
 from specalign.training.config import TrainConfig
 
 RECIPE = "recipe.toml"

@@ -18,9 +18,9 @@ from specalign import provenance
 from specalign.config import as_table
 from specalign.data import Prompt
 from specalign.errors import UserError
+from specalign.files import write_json
 from specalign.losses import Objective, hyper_parameters, objective, reduce_tokens
 from specalign.progress import Bar, progress_bar
-from specalign.results import write_json
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import (
     BEST,

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.config import cache_dir
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.data.examples import Split
+from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
@@ -36,7 +37,6 @@ from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
-from specalign.results import atomic_path
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.reuse import TeacherStates

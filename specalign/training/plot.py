@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from specalign.errors import UserError
-from specalign.results import atomic_path
+from specalign.files import atomic_path
 from specalign.training.folder import read_log
 
 PANELS = (

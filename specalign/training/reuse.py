@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specalign.results import atomic_path
+from specalign.files import atomic_path
 from specalign.training.rollouts import read_tensors
 from specalign.training.rows import Row, lay_out
 from specalign.training.scoring import states

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 
 from specalign.data import Prompt
 from specalign.decoding.generate import generate
+from specalign.files import atomic_path
 from specalign.models.properties import decoder_start_id
-from specalign.results import atomic_path
 from specalign.training.config import RolloutConfig
 from specalign.training.rows import Branch, Row
 

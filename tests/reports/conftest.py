@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from specalign.provenance import file_sha256
+from specalign.files import file_sha256, write_text
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
@@ -23,7 +23,6 @@ from specalign.results import (
     TimeSplit,
     record_line,
     write_result,
-    write_text,
 )
 
 ACCEPTANCE = {

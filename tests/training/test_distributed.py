@@ -18,7 +18,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 
 from specalign.config import write_config
 from specalign.errors import UserError
-from specalign.results import write_json
+from specalign.files import write_json
 from specalign.training import distributed, folder, loop, optimiser
 from specalign.training.checkpoints import list_checkpoints
 from specalign.training.config import OptimiserConfig, TrainConfig

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from specalign.errors import UserError
-from specalign.results import write_json
+from specalign.files import write_json
 from specalign.training import config as configs
 from specalign.training import folder, loop
 from specalign.training.config import TrainConfig
