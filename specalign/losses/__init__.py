@@ -15,7 +15,12 @@ import torch
 from torch import Tensor
 
 from specalign.errors import UserError, unknown
-from specalign.losses.accepted_length import accepted_length, window_loss
+from specalign.losses.accepted_length import (
+    accepted_length,
+    window_overlap,
+    window_span,
+    window_sum,
+)
 from specalign.losses.chunked import chunked_loss
 from specalign.losses.cross_entropy import cross_entropy
 from specalign.losses.jsd import jsd
@@ -43,8 +48,37 @@ LOSSES: dict[str, Loss] = {
     "rank_order": rank_order,
 }
 
+
+@dataclass(frozen=True)
+class Windows:
+    """A loss of a token that depends on the positions after it, in two steps."""
+
+    column: Callable[..., Tensor]
+    """(student_logits, teacher_logits, **hyper) -> [...]: what each position gives, and all that needs logits."""
+    gather: Callable[..., Tensor]
+    """([...], sequence_ids=..., **hyper) -> the per-token loss [...]."""
+    span: Callable[..., int]
+    """(**hyper) -> number of positions, a token's own included, on which its loss depends."""
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a loss looks at besides the student's logits at its own position."""
+
+    teacher: bool = True
+    """The teacher's logits there; else labels alone."""
+    windows: Windows | None = None
+    """Positions after it; None: none."""
+
+
+NEEDS: dict[str, Needs] = dict.fromkeys(LOSSES, Needs()) | {
+    "cross_entropy": Needs(teacher=False),
+    "accepted_length": Needs(windows=Windows(window_overlap, window_sum, window_span)),
+}
+
 __all__ = [
     "LOSSES",
+    "NEEDS",
     "Objective",
     "argmax_agreement",
     "chunked_loss",
@@ -84,7 +118,7 @@ class Objective:
     ) -> Tensor:
         """Per-token loss [...] from logits [..., C].
 
-        ``sequence_ids`` [...] part packed sequences (see accepted_length.window_loss); ``reference_loss`` [...]
+        ``sequence_ids`` [...] part packed sequences (see accepted_length.window_sum); ``reference_loss`` [...]
         is the same objective, with keep = 1, of the reference drafter.
         """
         columns = self.measure(student_logits, teacher_logits, labels=labels)
@@ -104,9 +138,8 @@ class Objective:
             for name, weight, hyper in self._local_terms
         ]
         columns = [sum(columns[1:], start=columns[0])] if columns else []
-        for _, _, hyper in self._window_terms:
-            assert teacher_logits is not None, "accepted_length needs the teacher's logits"
-            columns.append(overlap(student_logits, teacher_logits, temperature=hyper.get("temperature", 1.0)))
+        for windows, _, hyper in self._window_terms:
+            columns.append(windows.column(student_logits, teacher_logits, **hyper))
         return torch.stack(columns, dim=-1)
 
     def combine(
@@ -114,15 +147,19 @@ class Objective:
     ) -> Tensor:
         """From what ``measure`` gives, [..., K], to the per-token loss [...]."""
         parts = list(columns.unbind(-1))
-        windows = self._window_terms
-        for k, (_, weight, hyper) in enumerate(windows, start=len(parts) - len(windows)):
-            parts[k] = weight * window_loss(parts[k], sequence_ids=sequence_ids, gamma=_gamma(hyper))
+        terms = self._window_terms
+        for k, (windows, weight, hyper) in enumerate(terms, start=len(parts) - len(terms)):
+            parts[k] = weight * windows.gather(parts[k], sequence_ids=sequence_ids, **hyper)
         return select_tokens(sum(parts[1:], start=parts[0]), reference_loss, self.keep)
 
     @property
     def horizon(self) -> int | None:
         """Number of positions, its own included, on which a token's loss depends; None: on all tokens."""
-        return max([1, *(_gamma(hyper) for _, _, hyper in self._window_terms)]) if self.keep == 1 else None
+        return (
+            max([1, *(windows.span(**hyper) for windows, _, hyper in self._window_terms)])
+            if self.keep == 1
+            else None
+        )
 
     @property
     def n_columns(self) -> int:
@@ -131,16 +168,17 @@ class Objective:
 
     @property
     def _local_terms(self) -> list[tuple[str, float, Mapping[str, Any]]]:
-        return [term for term in self.terms if term[0] != "accepted_length"]
+        return [term for term in self.terms if NEEDS[term[0]].windows is None]
 
     @property
-    def _window_terms(self) -> list[tuple[str, float, Mapping[str, Any]]]:
-        return [term for term in self.terms if term[0] == "accepted_length"]
+    def _window_terms(self) -> list[tuple[Windows, float, Mapping[str, Any]]]:
+        found = [(NEEDS[name].windows, weight, hyper) for name, weight, hyper in self.terms]
+        return [(windows, weight, hyper) for windows, weight, hyper in found if windows is not None]
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether the teacher's logits are looked at: cross_entropy alone does not."""
-        return any(name != "cross_entropy" for name, _, _ in self.terms)
+        """Whether the teacher's logits are looked at."""
+        return any(NEEDS[name].teacher for name, _, _ in self.terms)
 
 
 def objective(
@@ -179,10 +217,6 @@ def objective(
     except (TypeError, ValueError) as error:
         raise UserError(f"objective {' + '.join(weights)}: {error}") from None
     return built
-
-
-def _gamma(hyper: Mapping[str, Any]) -> int:
-    return hyper.get("gamma", hyper_parameters("accepted_length")["gamma"])
 
 
 def hyper_parameters(name: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specalign.losses.accepted_length import accepted_length, window_loss
+from specalign.losses.accepted_length import accepted_length, window_sum
 from specalign.losses.tvd import overlap
 
 ALPHA = torch.tensor([0.9, 0.5, 0.2, 0.7], dtype=torch.float64)
@@ -19,13 +19,13 @@ def test_a_window_counts_products_of_overlaps() -> None:
         1 + 0.2 + 0.2 * 0.7,  # the sequence ends
         1 + 0.7,
     ]
-    torch.testing.assert_close(window_loss(ALPHA, gamma=3), -torch.tensor(expected, dtype=torch.float64))
+    torch.testing.assert_close(window_sum(ALPHA, gamma=3), -torch.tensor(expected, dtype=torch.float64))
 
 
 def test_constant_overlap_gives_the_formula_of_leviathan() -> None:
     """(1 - alpha^(gamma + 1)) / (1 - alpha), arXiv:2211.17192, equation 1, far from the sequence's end."""
     alpha, gamma = 0.8, 5
-    window = window_loss(torch.full((20,), alpha, dtype=torch.float64), gamma=gamma)
+    window = window_sum(torch.full((20,), alpha, dtype=torch.float64), gamma=gamma)
     assert window[0].item() == pytest.approx(-(1 - alpha ** (gamma + 1)) / (1 - alpha))
 
 
@@ -42,9 +42,9 @@ def test_best_and_worst_value() -> None:
 
 
 def test_packed_sequences_do_not_see_each_other() -> None:
-    packed = window_loss(ALPHA, sequence_ids=torch.tensor([4, 4, 9, 9]), gamma=3)
-    torch.testing.assert_close(packed[:2], window_loss(ALPHA[:2], gamma=3))
-    torch.testing.assert_close(packed[2:], window_loss(ALPHA[2:], gamma=3))
+    packed = window_sum(ALPHA, sequence_ids=torch.tensor([4, 4, 9, 9]), gamma=3)
+    torch.testing.assert_close(packed[:2], window_sum(ALPHA[:2], gamma=3))
+    torch.testing.assert_close(packed[2:], window_sum(ALPHA[2:], gamma=3))
 
 
 def test_a_simulation_of_drafting_agrees() -> None:
@@ -53,11 +53,11 @@ def test_a_simulation_of_drafting_agrees() -> None:
     accepted = torch.rand(200_000, 4, generator=generator, dtype=torch.float64) < ALPHA
     n_tokens = 1 + accepted.long().cumprod(-1).sum(-1).double()
     error = 4 * n_tokens.std() / len(n_tokens) ** 0.5
-    assert abs(n_tokens.mean() + window_loss(ALPHA, gamma=4)[0]) < error
+    assert abs(n_tokens.mean() + window_sum(ALPHA, gamma=4)[0]) < error
 
 
 def test_a_zero_overlap_does_not_poison_the_gradient() -> None:
     alpha = torch.tensor([0.5, 0.0, 0.5], dtype=torch.float64).requires_grad_()
-    (gradient,) = torch.autograd.grad(window_loss(alpha, gamma=3).sum(), alpha)
+    (gradient,) = torch.autograd.grad(window_sum(alpha, gamma=3).sum(), alpha)
     expected = [-(1 + 0), -((1 + 0.5) + 0.5 * (1 + 0.5)), -1.0]
     torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))

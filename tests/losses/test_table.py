@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from specalign.losses import LOSSES, hyper_parameters
+from specalign.losses import LOSSES, NEEDS, hyper_parameters
 
 T, V = 5, 11
 DOCS = Path(__file__).parents[2] / "docs"
@@ -171,3 +171,20 @@ def test_ids_excluded_on_both_sides_count_for_nothing(form: str, draw: Callable[
 def test_a_value_out_of_range_is_refused(name: str, parameter: str, draw: Callable[..., Tensor]) -> None:
     with pytest.raises(ValueError, match=parameter):
         LOSSES[name](draw(T, V), draw(T, V), **{parameter: -1})
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_table_says_what_a_loss_looks_at(name: str, draw: Callable[..., Tensor]) -> None:
+    """Found by changing it: the teacher's logits at the position, anything at the positions after it."""
+    student, teacher, labels = draw(T, V), draw(T, V), torch.arange(T) % V
+    loss = LOSSES[name](student, teacher, labels=labels)
+    other = LOSSES[name](student, draw(T, V), labels=labels)
+    assert NEEDS[name].teacher == (not torch.equal(loss, other))
+    windows = NEEDS[name].windows
+    moved = LOSSES[name](torch.cat([student[:1], draw(T - 1, V)]), teacher, labels=labels)
+    assert (windows is not None) == (not torch.equal(loss[0], moved[0]))
+    if windows is not None:
+        torch.testing.assert_close(windows.gather(windows.column(student, teacher)), loss)
+        span = windows.span()
+        tail = torch.cat([student[:span], draw(T - span, V)]) if span < T else student
+        assert torch.equal(LOSSES[name](tail, teacher, labels=labels)[0], loss[0])
