@@ -37,7 +37,7 @@ from specalign.models.load import load_model, load_tokenizer
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.provenance import Load, stamp
 from specalign.templates import prompt_text
-from specalign.training import loop, scoring
+from specalign.training import journal, loop, optimiser, scoring, setup
 from specalign.training.config import (
     BudgetConfig,
     DataConfig,
@@ -180,7 +180,7 @@ def specalign_side(args: argparse.Namespace) -> dict[str, Any]:
     config = recipe(args, args.models / "run")
     plain = loop.step
 
-    def clocked(run: loop.Run) -> loop.StepReport:
+    def clocked(run: setup.Run) -> journal.StepReport:
         if len(steps.seconds) == 1:
             spent.clear()
         steps.begin()
@@ -355,14 +355,14 @@ def qwen_side(args: argparse.Namespace) -> dict[str, Any]:
     )
     ids = torch.randint(QWEN_IDS, (batch, n_prompt), generator=torch.Generator().manual_seed(0)).tolist()
     prompts = [Prompt(str(index), tuple(row), ()) for index, row in enumerate(ids)]
-    run = loop.Run(
+    run = setup.Run(
         config,
         config.output,
         scoring.Pair(models["student"], teacher, QWEN_IDS),
         Policy(config.rollout, n_new, {}, {}),
         prompts,
-        loop.build_objective(config.objective),
-        loop.adamw(models["student"], config.optimiser),
+        setup.build_objective(config.objective),
+        optimiser.adamw(models["student"], config.optimiser),
         torch.Generator().manual_seed(0),
         validation=None,  # type: ignore[arg-type]  # not looked at by a step
         packed=True,

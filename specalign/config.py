@@ -11,7 +11,7 @@ import difflib
 import io
 import os
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
@@ -118,6 +118,17 @@ def write_config(path: Path, config: Any) -> None:
 def as_table(config: Any) -> dict[str, Any]:
     """A config dataclass as plain tables, numbers and strings; None is left out (TOML has no null)."""
     return _plain_value(asdict(config))
+
+
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as one, of dotted names."""
+    found: dict[str, Any] = {}
+    for key, value in table.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            found[prefix + key] = value
+    return found
 
 
 def cache_dir() -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from specalign.errors import UserError
 
@@ -97,23 +97,6 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
 def largest(value: float, device: torch.device) -> float:
     """The maximum over all processes: the same number on each, so that all take the same decisions by it."""
     return _reduced([value], device, torch.distributed.ReduceOp.MAX)[0] if _active() else value
-
-
-def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Add the gradients of all processes; a parameter without one on this process counts as 0.
-
-    Those of divided layers have been added where they were computed.
-    """
-    from specalign.training.sharding import is_sharded
-
-    if not _active():
-        return
-    for parameter in parameters:
-        if is_sharded(parameter):
-            continue
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        torch.distributed.all_reduce(parameter.grad)
 
 
 def _active() -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from specalign.config import as_table, load_config, write_config
+from specalign.config import as_table, flat, load_config, write_config
 from specalign.errors import UserError
 from specalign.files import write_json, write_jsonl
 from specalign.training.config import TrainConfig
@@ -105,17 +105,6 @@ def _require_same_recipe(run: Path, config: TrainConfig) -> None:
                 f"{run} holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
                 "choose another --output, or use --overwrite"
             )
-
-
-def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as one, of dotted names."""
-    found: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
-        else:
-            found[prefix + key] = value
-    return found
 
 
 def _clear(run: Path) -> None:

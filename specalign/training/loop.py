@@ -1,12 +1,12 @@
-"""The training loop: roll out, score, update; log, validate, checkpoint."""
+"""The training loop: roll out, score, update."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,90 +19,35 @@ from specalign.config import as_table
 from specalign.data import Prompt
 from specalign.errors import UserError
 from specalign.files import write_json
-from specalign.losses import Objective, hyper_parameters, objective, reduce_tokens
+from specalign.losses import reduce_tokens
 from specalign.progress import Bar, progress_bar
 from specalign.training import distributed, folder
-from specalign.training.checkpoints import (
-    BEST,
-    Position,
-    list_checkpoints,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-    save_weights,
-)
-from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.checkpoints import BEST, load_weights
+from specalign.training.config import UNTRAINED, TrainConfig
 from specalign.training.coverage import coverage
+from specalign.training.journal import Journal, StepReport, tracking, validate
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice
-from specalign.training.optimiser import adamw, clip_gradients, gathered_state, rate
-from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Policy, Writer, needs_references, needs_responses
+from specalign.training.optimiser import clip_gradients, rate
+from specalign.training.rollouts import Writer
 from specalign.training.rows import Layout, Row, lay_out
-from specalign.training.scoring import Pair, can_pack, columns_of, overlaps, per_token_loss, states
-from specalign.training.sharding import shard, whole
-from specalign.training.tracking import Trackers
-from specalign.training.validation import Validation, as_fields, disagreement, make_validation
+from specalign.training.scoring import columns_of, per_token_loss, states
+from specalign.training.setup import Run, resume, start_run
+from specalign.training.sharding import sum_gradients, whole
+from specalign.training.validation import Validation
 
 
-@dataclass
-class Run:
-    """One training run in progress."""
+def train(config: TrainConfig, materials: Materials, validation: Validation | None = None) -> Path:
+    """Train one student into ``config.output`` and return that folder, going on from its last checkpoint.
 
-    config: TrainConfig
-    path: Path
-    pair: Pair
-    policy: Policy
-    prompts: Sequence[Prompt]
-    objective: Objective
-    optimiser: torch.optim.Optimizer
-    generator: torch.Generator
-    """CPU generator of rollouts and mix."""
-    validation: Validation
-    packed: bool
-    reference: Pair | None = None
-    """The drafter whose loss the selection of tokens subtracts, with the student's head; None: no such drafter."""
-    teacher_states: TeacherStates | None = None
-    """The teacher's states along fixed responses; None: computed anew in every step."""
-    scaler: torch.amp.GradScaler | None = None
-    """Scales the loss of float16 training; None in other precisions."""
-    trackers: Trackers | None = None
-    """Experiment trackers of rank 0, open while the loop runs."""
-    position: Position = field(default_factory=Position)
-    step_s: float = 0.0
-    """Seconds of the last step."""
-
-    @property
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Trained ones."""
-        return [parameter for parameter in self.pair.student.parameters() if parameter.requires_grad]
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """What one optimiser step did."""
-
-    loss: float
-    """Mean per-token loss."""
-    n_tokens: int
-    k: int
-    """Longest scored sequence."""
-    grad_norm: float
-    lr: float
-    rollout_s: float
-    update_s: float
-    scored: tuple[tuple[Layout, Tensor | None], ...]
-    """What was scored, and the teacher's states there if the objective needed them."""
-
-
-def train(config: TrainConfig, materials: Materials) -> Path:
-    """Train one student into ``config.output`` and return that folder, going on from its last checkpoint."""
+    ``validation`` is what the runs of a command share; None: this run's own.
+    """
     path = config.output
     stamp = provenance.stamp(str(materials.device))
     if distributed.rank() == 0:
         folder.claim(config, stamp)
     distributed.wait_for_all()
-    run = start_run(config, materials)
+    run = start_run(config, materials, validation)
     covered = coverage(run.pair, run.validation)
     if covered and distributed.rank() == 0:
         print(f"{path}: {covered}", flush=True)
@@ -120,113 +65,20 @@ def train(config: TrainConfig, materials: Materials) -> Path:
     return path
 
 
-@contextmanager
-def tracking(run: Run) -> Iterator[None]:
-    """Open the run's trackers, and close them whatever happens."""
-    names = run.config.logging.trackers
-    if names and distributed.rank() == 0:
-        run.trackers = Trackers(names, run.path, as_table(run.config))
-    try:
-        yield
-    finally:
-        if run.trackers:
-            run.trackers.finish()
-
-
-def note(run: Run, fields: dict[str, Any]) -> None:
-    """One line of train.jsonl, and of the trackers."""
-    folder.append_log(run.path, fields)
-    if run.trackers:
-        run.trackers.log(fields)
-
-
-def start_run(config: TrainConfig, materials: Materials) -> Run:
-    """Everything that the loop needs, at step 0."""
-    student = materials.student(config.student)
-    if config.optimiser.gradient_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
-    if config.optimiser.sharded == "weights" and distributed.world_size() > 1:
-        shard(student)
-    pair = Pair(
-        student,
-        materials.teacher,
-        materials.n_tokens,
-        materials.draft_vocabulary(config.student.draft_vocabulary),
-        torch.compile(student.get_decoder(), dynamic=True) if config.optimiser.compile else None,
-    )
-    trains = config.method not in UNTRAINED
-    prompts, policy = usable_data(config, materials) if trains else ([], Policy(config.rollout, 1, {}, {}))
-    return Run(
-        config,
-        config.output,
-        pair,
-        policy,
-        prompts,
-        build_objective(config.objective),
-        adamw(student, config.optimiser),
-        torch.Generator().manual_seed(config.seed),
-        validation=shared_validation(materials, config.logging.probe_gamma),
-        reference=reference_of(config, materials, pair) if trains else None,
-        packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
-        teacher_states=materials.teacher_states if config.teacher.reuse_states else None,
-        scaler=torch.amp.GradScaler(student.device.type) if config.optimiser.precision == "float16" else None,
-    )
-
-
-def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair | None:
-    """AdaSPEC's reference drafter beside the same teacher, over the ids of the student's head."""
-    name = config.objective.reference
-    return replace(pair, student=materials.reference(name), decoder=None) if name else None
-
-
-def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:
-    """The prompts that have the responses which the method needs, and the policy that uses these."""
-    rollout = config.rollout
-    references = materials.references("train") if needs_references(rollout) else {}
-    responses = materials.responses("train") if needs_responses(rollout) else {}
-    prompts = [
-        prompt
-        for prompt in materials.train
-        if (not needs_references(rollout) or references.get(prompt.id))
-        and (not needs_responses(rollout) or responses.get(prompt.id))
-    ]
-    if not prompts:
-        raise UserError(f"data {config.data.source!r} has no references; choose another rollout.source")
-    return prompts, Policy(rollout, config.data.max_response_tokens, references, responses)
-
-
-def shared_validation(materials: Materials, gamma: int) -> Validation:
-    """Made once for all methods of a comparison."""
-    if materials.validation_set is None:
-        materials.validation_set = make_validation(materials, gamma)
-    return materials.validation_set
-
-
-def build_objective(config: ObjectiveConfig) -> Objective:
-    """The objective of a recipe, its numbers cast to the kinds that each loss has by default."""
-    kinds = {key: type(default) for name in config.weights for key, default in _known_parameters(name).items()}
-    hyper = {key: kinds.get(key, float)(value) for key, value in config.hyper.items()}
-    return objective(config.weights, hyper, teacher_temperature=config.teacher_temperature, keep=config.keep)
-
-
-def _known_parameters(name: str) -> dict[str, Any]:
-    from specalign.losses import LOSSES
-
-    return hyper_parameters(name) if name in LOSSES else {}
-
-
-def resume(run: Run) -> None:
-    """Go on from the last checkpoint, if there is one."""
-    checkpoints = list_checkpoints(run.path)
-    if checkpoints:
-        run.position = load_checkpoint(
-            checkpoints[-1], run.pair.student, run.optimiser, run.generator, run.scaler
-        )
-        if distributed.rank() == 0:
-            print(f"{run.path}: resuming after step {run.position.step}", flush=True)
-    distributed.wait_for_all()
-    if distributed.rank() == 0:
-        folder.rewind_log(run.path, run.position.step if checkpoints else -1)
+def loop(run: Run, bar: Bar, begun: float) -> None:
+    """Train until the budget is spent."""
+    journal, position = Journal(run, bar, begun), run.position
+    while (share := spent(run)) < 1:
+        bar.move_to(share)
+        started = time.monotonic()
+        report = step(run)
+        run.step_s = distributed.largest(time.monotonic() - started, run.pair.student.device)
+        position.train_s += run.step_s
+        position.wall_s = time.monotonic() - begun
+        journal.record(report, ended=spent(run) >= 1)
+    if run.config.method not in UNTRAINED:
+        with whole(run.pair.student):
+            validate(run, begun)
 
 
 def spent(run: Run) -> float:
@@ -239,48 +91,6 @@ def spent(run: Run) -> float:
         position.train_s / budget.seconds if budget.seconds else 0.0,
         position.n_tokens / budget.tokens if budget.tokens else 0.0,
     )
-
-
-def loop(run: Run, bar: Bar, begun: float) -> None:
-    """Train until the budget is spent."""
-    log, position = run.config.logging, run.position
-    last_log, losses, tokens = time.monotonic(), 0.0, 0
-    while (share := spent(run)) < 1:
-        bar.move_to(share)
-        started = time.monotonic()
-        report = step(run)
-        run.step_s = distributed.largest(time.monotonic() - started, run.pair.student.device)
-        position.train_s += run.step_s
-        position.wall_s = time.monotonic() - begun
-        losses, tokens = losses + report.loss * report.n_tokens, tokens + report.n_tokens
-        logs = position.step % log.every == 0
-        validates = bool(log.validate_every) and position.step % log.validate_every == 0 and spent(run) < 1
-        saves = bool(log.checkpoint_every) and position.step % log.checkpoint_every == 0
-        if not (logs or validates or saves):
-            continue
-        optimiser_state = gathered_state(run.optimiser) if saves else {}
-        with whole(run.pair.student):
-            if distributed.rank() != 0:
-                continue
-            if logs:
-                now = time.monotonic()
-                write_log_line(run, bar, report, losses / max(1, tokens), now - last_log)
-                last_log, losses, tokens = now, 0.0, 0
-            if validates:
-                validate(run, begun)
-            if saves:
-                save_checkpoint(
-                    run.path,
-                    run.pair.student,
-                    optimiser_state,
-                    run.generator,
-                    position,
-                    run.scaler,
-                    keep=log.keep_checkpoints,
-                )
-    if run.config.method not in UNTRAINED:
-        with whole(run.pair.student):
-            validate(run, begun)
 
 
 def step(run: Run) -> StepReport:
@@ -299,7 +109,7 @@ def step(run: Run) -> StepReport:
     rolled_out = time.monotonic()
     with memory_advice(run.config, "update"):
         loss, n_tokens, scored = accumulate(run, rows)
-    distributed.sum_gradients(run.parameters)
+    sum_gradients(run.parameters)
     (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
     if run.scaler:
         run.scaler.unscale_(run.optimiser)
@@ -395,8 +205,8 @@ def reference_loss_of(run: Run, layout: Layout, known: Tensor | None) -> Tensor 
     """[N] the objective, on all tokens, of the reference drafter; None without one."""
     if run.reference is None:
         return None
-    whole, chunk_tokens = replace(run.objective, keep=1.0), run.config.objective.chunk_tokens
-    return per_token_loss(run.reference, layout, whole, known, chunk_tokens=chunk_tokens)
+    all_tokens, chunk_tokens = replace(run.objective, keep=1.0), run.config.objective.chunk_tokens
+    return per_token_loss(run.reference, layout, all_tokens, known, chunk_tokens=chunk_tokens)
 
 
 def counted(run: Run, layout: Layout) -> Tensor:
@@ -437,73 +247,6 @@ def autocast(run: Run) -> Any:
     if kind == "bfloat16" or (kind == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-def write_log_line(run: Run, bar: Bar, report: StepReport, loss: float, dt_s: float) -> None:
-    """The line on the terminal, and the same fields with a few more in train.jsonl."""
-    position = run.position
-    agree = float(torch.cat([overlaps(run.pair, *scored).agreement for scored in report.scored]).mean())
-    bar.say(f"[step {position.step}] kd={loss:.3f} agree={agree:.3f} k={report.k} dt={dt_s:.1f}s")
-    fields = {
-        "kind": "train",
-        "step": position.step,
-        "kd": loss,
-        "agree": agree,
-        "k": report.k,
-        "dt_s": dt_s,
-        "lr": report.lr,
-        "grad_norm": report.grad_norm if math.isfinite(report.grad_norm) else None,
-        "n_tokens": position.n_tokens,
-        "student_share": position.n_on_policy / position.n_prompts,
-        "rollout_s": report.rollout_s,
-        "update_s": report.update_s,
-        "train_s": position.train_s,
-        "wall_s": position.wall_s,
-    }
-    note(run, fields)
-
-
-def validate(run: Run, begun: float) -> None:
-    """Score the student on the validation split, and warn where a real decode tells another story.
-
-    Rank 0 does it by itself: the student is whole.
-    """
-    if distributed.rank() != 0:
-        return
-    config = run.config.logging
-    score = run.validation.score(run.pair)
-    probe = None
-    if config.probe_prompts:
-        generator = torch.Generator(run.pair.teacher.device).manual_seed(run.config.seed)
-        probe = run.validation.probe(run.pair, config.probe_prompts, generator)
-        if warning := disagreement(score, probe):
-            print(f"specalign-train: warning: {warning}", flush=True)
-    run.position.wall_s = time.monotonic() - begun
-    found = as_fields(score, probe)
-    keep_best(run, found)
-    fields = {
-        "kind": "validation",
-        "step": run.position.step,
-        **found,
-        "n_tokens": run.position.n_tokens,
-        "train_s": run.position.train_s,
-        "wall_s": run.position.wall_s,
-    }
-    note(run, fields)
-    print(
-        f"[validation {run.position.step}] alpha={score.alpha:.3f} agree={score.agreement:.3f} "
-        f"tau={score.tau:.2f} ({score.n_positions} positions)",
-        flush=True,
-    )
-
-
-def keep_best(run: Run, found: dict[str, float]) -> None:
-    """Save the weights where the watched metric is better than ever before."""
-    watched, best = run.config.logging.best, run.position.best_metric
-    if watched is None or (best is not None and found[watched] <= best):
-        return
-    run.position.best_metric = found[watched]
-    save_weights(run.path / BEST, run.pair.student)
 
 
 def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) -> None:

@@ -9,7 +9,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import transformers
@@ -42,9 +41,6 @@ from specalign.training.distributed import local_device, main_process_first, ran
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, Writer, Writes, read_tensors, responses_key, stored_responses
 
-if TYPE_CHECKING:
-    from specalign.training.validation import Validation
-
 ALIGN_BATCH = 16
 """Sequences of one forward pass of the alignment."""
 PROBE_TOKENS = 4_000
@@ -65,8 +61,6 @@ class Materials:
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds of each preparation, by name."""
     _responses: dict[str, dict[str, Tokens]] = field(default_factory=dict)
-    validation_set: Validation | None = None
-    """Laid out and scored by the teacher once."""
     _teacher_states: TeacherStates | None = None
     _starts: dict[StudentConfig, PreTrainedModel] = field(default_factory=dict)
     _references: dict[str, PreTrainedModel] = field(default_factory=dict)

@@ -111,7 +111,7 @@ def _engine(config: TrainConfig, teacher: models.Outline) -> str:
 
 
 def _method(config: TrainConfig) -> str:
-    from specalign.training.loop import build_objective
+    from specalign.training.setup import build_objective
 
     if config.method in UNTRAINED:
         return "takes no step"

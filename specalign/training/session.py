@@ -13,6 +13,7 @@ from specalign.training.folder import is_complete
 from specalign.training.loop import train
 from specalign.training.materials import load_materials
 from specalign.training.preflight import findings
+from specalign.training.validation import make_validation
 
 
 def train_all(configs: Sequence[TrainConfig]) -> None:
@@ -32,6 +33,7 @@ def _train_all(configs: Sequence[TrainConfig]) -> None:
     if unfinished:
         disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time
         require_passed(findings(unfinished, data=False))
-        materials = load_materials(unfinished[0])
+        materials = load_materials(configs[0])  # what is shared is the first run's, be that one complete or not
+        validation = make_validation(materials)
         for config in unfinished:
-            train(config, materials)
+            train(config, materials, validation)

@@ -8,7 +8,7 @@ process, and what rank 0 alone measures and writes) goes on inside :func:`whole`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,6 +37,21 @@ def shard(model: PreTrainedModel) -> None:
             if isinstance(module, FSDPModule):  # sums, by an operation that gloo has too
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Add the gradients of all processes; a parameter without one on this process counts as 0.
+
+    Those of divided layers have been added where they were computed.
+    """
+    if world_size() == 1:
+        return
+    for parameter in parameters:
+        if is_sharded(parameter):
+            continue
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        torch.distributed.all_reduce(parameter.grad)
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
+from specalign.config import flat
 from specalign.errors import UserError, unknown
-from specalign.training.folder import flat
 
 PROJECT = "specalign"
 

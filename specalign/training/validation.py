@@ -51,8 +51,9 @@ class Validation:
 
     batches: tuple[tuple[Layout, Tensor], ...]
     prompts: tuple[tuple[int, ...], ...]
-    gamma: int
     max_response_tokens: int
+    gamma: int = 4
+    """Draft length of the expected tau and of the probe."""
 
     @torch.no_grad()
     def score(self, pair: Pair) -> Score:
@@ -101,7 +102,7 @@ class Validation:
         )
 
 
-def make_validation(materials: Materials, gamma: int) -> Validation:
+def make_validation(materials: Materials) -> Validation:
     """Lay out the teacher's responses to the validation prompts and run the teacher over them."""
     responses = materials.responses("validation")
     prompts = [prompt for prompt in materials.validation if responses[prompt.id]]
@@ -114,7 +115,6 @@ def make_validation(materials: Materials, gamma: int) -> Validation:
     return Validation(
         tuple(batches),
         tuple(prompt.input_ids for prompt in prompts),
-        gamma,
         materials.config.data.max_response_tokens,
     )
 

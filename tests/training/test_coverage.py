@@ -8,10 +8,10 @@ import torch
 from specalign.training.config import TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.folder import read_provenance
-from specalign.training.loop import start_run
 from specalign.training.materials import load_materials
 from specalign.training.scoring import Pair
 from specalign.training.session import train_all
+from specalign.training.setup import start_run
 
 Tiny = Callable[..., TrainConfig]
 

@@ -19,7 +19,7 @@ from transformers import T5Config, T5ForConditionalGeneration
 from specalign.config import write_config
 from specalign.errors import UserError
 from specalign.files import write_json
-from specalign.training import distributed, folder, loop, optimiser
+from specalign.training import distributed, folder, optimiser, setup
 from specalign.training.checkpoints import list_checkpoints
 from specalign.training.config import OptimiserConfig, TrainConfig
 from specalign.training.materials import load_materials
@@ -129,7 +129,7 @@ def test_the_layers_are_divided_if_asked_for_among_several(
     for others, sharded in ((2, "weights"), (2, "moments"), (1, "weights")):
         monkeypatch.setattr(distributed, "world_size", lambda others=others: others)
         config = tiny("sft", optimiser={"sharded": sharded})
-        student = loop.start_run(config, load_materials(config)).pair.student
+        student = setup.start_run(config, load_materials(config)).pair.student
         divided = {name for name, parameter in student.named_parameters() if is_sharded(parameter)}
         wanted = {name for name, _ in student.named_parameters() if "layers." in name}
         assert divided == (wanted if (others, sharded) == (2, "weights") else set())

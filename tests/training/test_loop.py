@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from specalign.config import write_config
 from specalign.errors import UserError
 from specalign.models.vocabulary import load_draft_vocabulary
-from specalign.training import folder, loop
+from specalign.training import folder, journal, loop, setup
 from specalign.training.checkpoints import list_checkpoints
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
@@ -79,7 +79,7 @@ def test_accumulated_gradients_are_those_of_one_big_batch(tiny: Tiny, method: st
     config = tiny(method, student={"draft_vocabulary": vocabulary})
     materials = load_materials(config)
     materials.teacher.double()
-    run = loop.start_run(config, materials)
+    run = setup.start_run(config, materials)
     run.pair.student.double()
     rows = run.policy.rows(loop.next_prompts(run.prompts, 0, 6, 0), loop.writer(run), run.generator)
     found = {}
@@ -107,7 +107,7 @@ def test_the_same_seed_gives_the_same_student_and_another_seed_another(tiny: Tin
 def test_every_method_sees_the_same_prompts_in_the_same_order(tiny: Tiny) -> None:
     materials = load_materials(tiny("gkd"))
     ids = [
-        [prompt.id for prompt in loop.next_prompts(loop.usable_data(tiny(method), materials)[0], 0, 30, 5)]
+        [prompt.id for prompt in loop.next_prompts(setup.usable_data(tiny(method), materials)[0], 0, 30, 5)]
         for method in ("sft", "gkd", "distillspec")
     ]
     assert ids[0] == ids[1] == ids[2]
@@ -122,7 +122,7 @@ def test_an_interrupted_run_goes_on_bit_by_bit(
     train_all([whole])
     real_step = loop.step
 
-    def step(run: loop.Run) -> loop.StepReport:
+    def step(run: setup.Run) -> journal.StepReport:
         if run.position.step == 3:
             raise KeyboardInterrupt
         return real_step(run)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specalign.errors import UserError
-from specalign.training import loop
+from specalign.training import loop, setup
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.memory import advice, memory_advice
@@ -25,7 +25,7 @@ def test_a_real_allocation_failure_is_answered_with_numbers(tiny: Tiny) -> None:
 
 def test_a_step_without_memory_names_its_phase(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("gkd", rollout={"batch": 32})
-    run = loop.start_run(config, load_materials(config))
+    run = setup.start_run(config, load_materials(config))
 
     def full(*_: object) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")

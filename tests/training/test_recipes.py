@@ -7,7 +7,7 @@ import pytest
 from specalign.errors import UserError
 from specalign.training.cli import configs
 from specalign.training.config import PRESETS, TrainConfig, check, resolve
-from specalign.training.loop import build_objective
+from specalign.training.setup import build_objective
 
 RECIPES = sorted((Path(__file__).parents[2] / "training").glob("*.toml"))
 

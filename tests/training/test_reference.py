@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from specalign.errors import UserError
 from specalign.training import config as configs
-from specalign.training import loop
+from specalign.training import loop, setup
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.rows import lay_out
@@ -29,13 +29,13 @@ def test_a_step_trains_on_the_tokens_with_the_largest_reducible_loss(tiny: Tiny,
         objective=objective | {"weights": {"forward_kl": 1.0}},
         optimiser={"accumulation": 1},
     )
-    run = loop.start_run(config, load_materials(config))
+    run = setup.start_run(config, load_materials(config))
     prompts = loop.next_prompts(run.prompts, 0, config.optimiser.batch, config.seed)
     rows = run.policy.rows(prompts, loop.writer(run), torch.Generator())
     layout = lay_out(
         sorted(rows, key=lambda row: len(row.trunk)), packed=run.packed, device=torch.device("cpu")
     )
-    whole = loop.build_objective(configs.ObjectiveConfig({"forward_kl": 1.0}))
+    whole = setup.build_objective(configs.ObjectiveConfig({"forward_kl": 1.0}))
     known = loop.teacher_states_of(run, rows, layout)
     assert run.reference is not None
     with torch.no_grad():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specalign.training import loop, materials
+from specalign.training import checkpoints, folder, loop, materials, optimiser, setup
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.reuse import TeacherStates
@@ -64,12 +64,12 @@ def test_an_interrupted_run_with_kept_states_repeats_the_uninterrupted_one(tiny:
     changes = {"teacher": {"reuse_states": True}, "objective": {"weights": {"tvd": 1.0}}}
     whole, parts = (tiny("seqkd", output=tmp_path / name, **changes) for name in ("whole", "parts"))
     train_all([whole])
-    run = loop.start_run(parts, load_materials(parts))
-    loop.folder.claim(parts, {})
+    run = setup.start_run(parts, load_materials(parts))
+    folder.claim(parts, {})
     for _ in range(2):
         loop.step(run)
-    state = loop.gathered_state(run.optimiser)
-    loop.save_checkpoint(parts.output, run.pair.student, state, run.generator, run.position, keep=1)
+    state = optimiser.gathered_state(run.optimiser)
+    checkpoints.save_checkpoint(parts.output, run.pair.student, state, run.generator, run.position, keep=1)
     train_all([parts])
     ours, theirs = (load_file(config.output / "model.safetensors") for config in (parts, whole))
     assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
@@ -122,7 +122,7 @@ def test_a_second_command_trains_the_same_student_without_the_teacher(
 
 def test_the_recipe_says_how_much_is_kept(tiny: Tiny) -> None:
     config = tiny("seqkd", teacher={"reuse_states": True, "reuse_gib": 0.5})
-    kept = loop.start_run(config, load_materials(config)).teacher_states
+    kept = setup.start_run(config, load_materials(config)).teacher_states
     assert kept is not None
     assert (kept.capacity, kept.folder) == (2**29, None)
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from specalign.errors import UserError
 from specalign.files import write_json
 from specalign.training import config as configs
-from specalign.training import folder, loop
+from specalign.training import folder, loop, setup
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.session import train_all
@@ -66,7 +66,7 @@ def tensors(run: Path) -> list[torch.Tensor]:
 def test_a_step_whose_scaled_loss_overflows_is_left_out(tiny: Tiny) -> None:
     """The weights stay, the scale is halved, and training goes on."""
     config = tiny("distillspec", optimiser={"precision": "float16"})
-    run = loop.start_run(config, load_materials(config))
+    run = setup.start_run(config, load_materials(config))
     run.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100)
     before = [parameter.detach().clone() for parameter in run.parameters]
     report = loop.step(run)

@@ -1,0 +1,138 @@
+"""Building a run: the student as it starts, its data, objective, optimiser, and the checkpoint that it goes on from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from specalign.data import Prompt
+from specalign.errors import UserError
+from specalign.losses import LOSSES, Objective, hyper_parameters, objective
+from specalign.training import distributed, folder
+from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint
+from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.materials import Materials
+from specalign.training.optimiser import adamw
+from specalign.training.reuse import TeacherStates
+from specalign.training.rollouts import Policy, needs_references, needs_responses
+from specalign.training.scoring import Pair, can_pack
+from specalign.training.sharding import shard
+from specalign.training.tracking import Trackers
+from specalign.training.validation import Validation, make_validation
+
+
+@dataclass
+class Run:
+    """One training run in progress."""
+
+    config: TrainConfig
+    path: Path
+    pair: Pair
+    policy: Policy
+    prompts: Sequence[Prompt]
+    objective: Objective
+    optimiser: torch.optim.Optimizer
+    generator: torch.Generator
+    """CPU generator of rollouts and mix."""
+    validation: Validation
+    packed: bool
+    reference: Pair | None = None
+    """The drafter whose loss the selection of tokens subtracts, with the student's head; None: no such drafter."""
+    teacher_states: TeacherStates | None = None
+    """The teacher's states along fixed responses; None: computed anew in every step."""
+    scaler: torch.amp.GradScaler | None = None
+    """Scales the loss of float16 training; None in other precisions."""
+    trackers: Trackers | None = None
+    """Experiment trackers of rank 0, open while the loop runs."""
+    position: Position = field(default_factory=Position)
+    step_s: float = 0.0
+    """Seconds of the last step."""
+
+    @property
+    def parameters(self) -> list[torch.nn.Parameter]:
+        """Trained ones."""
+        return [parameter for parameter in self.pair.student.parameters() if parameter.requires_grad]
+
+
+def start_run(config: TrainConfig, materials: Materials, validation: Validation | None = None) -> Run:
+    """Everything that the loop needs, at step 0. ``validation`` is laid out here where a caller has none to share."""
+    student = materials.student(config.student)
+    if config.optimiser.gradient_checkpointing:
+        student.gradient_checkpointing_enable({"use_reentrant": False})
+    if config.optimiser.sharded == "weights" and distributed.world_size() > 1:
+        shard(student)
+    pair = Pair(
+        student,
+        materials.teacher,
+        materials.n_tokens,
+        materials.draft_vocabulary(config.student.draft_vocabulary),
+        torch.compile(student.get_decoder(), dynamic=True) if config.optimiser.compile else None,
+    )
+    trains = config.method not in UNTRAINED
+    prompts, policy = usable_data(config, materials) if trains else ([], Policy(config.rollout, 1, {}, {}))
+    return Run(
+        config,
+        config.output,
+        pair,
+        policy,
+        prompts,
+        build_objective(config.objective),
+        adamw(student, config.optimiser),
+        torch.Generator().manual_seed(config.seed),
+        validation=replace(validation or make_validation(materials), gamma=config.logging.probe_gamma),
+        reference=reference_of(config, materials, pair) if trains else None,
+        packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
+        teacher_states=materials.teacher_states if config.teacher.reuse_states else None,
+        scaler=torch.amp.GradScaler(student.device.type) if config.optimiser.precision == "float16" else None,
+    )
+
+
+def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair | None:
+    """AdaSPEC's reference drafter beside the same teacher, over the ids of the student's head."""
+    name = config.objective.reference
+    return replace(pair, student=materials.reference(name), decoder=None) if name else None
+
+
+def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt], Policy]:
+    """The prompts that have the responses which the method needs, and the policy that uses these."""
+    rollout = config.rollout
+    references = materials.references("train") if needs_references(rollout) else {}
+    responses = materials.responses("train") if needs_responses(rollout) else {}
+    prompts = [
+        prompt
+        for prompt in materials.train
+        if (not needs_references(rollout) or references.get(prompt.id))
+        and (not needs_responses(rollout) or responses.get(prompt.id))
+    ]
+    if not prompts:
+        raise UserError(f"data {config.data.source!r} has no references; choose another rollout.source")
+    return prompts, Policy(rollout, config.data.max_response_tokens, references, responses)
+
+
+def build_objective(config: ObjectiveConfig) -> Objective:
+    """The objective of a recipe, its numbers cast to the kinds that each loss has by default."""
+    kinds = {key: type(default) for name in config.weights for key, default in _known_parameters(name).items()}
+    hyper = {key: kinds.get(key, float)(value) for key, value in config.hyper.items()}
+    return objective(config.weights, hyper, teacher_temperature=config.teacher_temperature, keep=config.keep)
+
+
+def _known_parameters(name: str) -> dict[str, Any]:
+    return hyper_parameters(name) if name in LOSSES else {}
+
+
+def resume(run: Run) -> None:
+    """Go on from the last checkpoint, if there is one."""
+    checkpoints = list_checkpoints(run.path)
+    if checkpoints:
+        run.position = load_checkpoint(
+            checkpoints[-1], run.pair.student, run.optimiser, run.generator, run.scaler
+        )
+        if distributed.rank() == 0:
+            print(f"{run.path}: resuming after step {run.position.step}", flush=True)
+    distributed.wait_for_all()
+    if distributed.rank() == 0:
+        folder.rewind_log(run.path, run.position.step if checkpoints else -1)
