@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from specalign import folders
 from specalign.errors import UserError
 
 
@@ -32,7 +33,11 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary file path beside ``path``; on success it is flushed to disk and takes its place."""
+    """Yield a temporary file path beside ``path``; on success it is flushed to disk and takes its place.
+
+    In a run's folder ``path`` is listed as a file of the run first.
+    """
+    folders.add(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)

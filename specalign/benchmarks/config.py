@@ -115,7 +115,7 @@ class BenchConfig:
     output: Path = Path("reports/run")
     """Folder of the run: records.jsonl, result.json, report.md, report.html and plots."""
     overwrite: bool = False
-    """Replace what another run left in the output folder."""
+    """Remove the files that an earlier run wrote into the output folder, and start again."""
     json: bool = False
     """Print one line of JSON at the end instead of the table."""
     drafter: tuple[str, ...] = ()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from specalign.errors import UserError
 from specalign.files import atomic_path
+from specalign.folders import add_all
 from specalign.training.optimiser import restore_state
 from specalign.training.sharding import divided_like
 
@@ -72,6 +73,7 @@ def save_checkpoint(
         for file in partial.iterdir():
             with open(file, "rb") as written:
                 os.fsync(written.fileno())
+        add_all(folder / file.name for file in partial.iterdir())
         if folder.exists():
             shutil.rmtree(folder)
         partial.rename(folder)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from specalign.config import flag_value, parse_flags
 from specalign.errors import UserError, run_cli, unknown
+from specalign.folders import removable
 from specalign.training.config import TrainConfig, check, resolve, with_prompt
 
 PROGRAM = "specalign-train"
@@ -51,8 +52,11 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
         for output, config in named.items()
         for seed in first.seeds or (config.seed,)
     ]
+    recipe = flag_value(words, "--recipe") or ""
     for config in found:
         check(config)
+        if config.overwrite:
+            removable(config.output, {"--recipe": recipe})
         _require_shared(found[0], config)
     return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
 

@@ -256,7 +256,7 @@ class TrainConfig:
     output: Path = Path("runs/student")
     """Folder of the trained student."""
     overwrite: bool = False
-    """Replace what another run left in the output folder."""
+    """Remove the files that an earlier run wrote into the output folder, and start again."""
     seed: int = 0
     """Seed of data order, rollouts and mix: the same for every method."""
     device: str = "auto"

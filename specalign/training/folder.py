@@ -1,6 +1,7 @@
 """The student folder: a plain Hugging Face checkpoint, and beside it what it was made from.
 
-provenance.json says "running" from the start on, so that a crash leaves it, and "complete" at the very end.
+provenance.json says "running" from the start on, so that a crash leaves it, and "complete" at the very end. What the
+run writes there it lists first (``specalign/folders.py``).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from specalign import folders
 from specalign.config import as_table, flat, load_config, write_config
 from specalign.errors import UserError
 from specalign.files import write_json, write_jsonl
@@ -27,22 +29,37 @@ FREE = ("output", "overwrite", "recipe", "compare", "logging", "device")
 def is_complete(config: TrainConfig) -> bool:
     """Whether this config's folder holds its finished run.
 
-    Raises UserError where the folder holds something else, unless ``overwrite``.
+    Raises UserError where the folder holds something else, or, with ``overwrite``, what may not be removed.
     """
     run = config.output
-    if config.overwrite or not run.exists() or (run.is_dir() and not any(run.iterdir())):
+    if config.overwrite:
+        folders.removable(run, inputs(config))
+        return False
+    if folders.is_empty(run):
         return False
     _require_same_recipe(run, config)
     return read_provenance(run).get("status") == "complete"
 
 
+def inputs(config: TrainConfig) -> dict[str, str]:
+    """What the config reads, by option: --overwrite never removes it."""
+    return {
+        "teacher.model": config.teacher.model,
+        "student.model": config.student.model,
+        "data.source": config.data.source,
+        "objective.reference": config.objective.reference,
+    }
+
+
 def claim(config: TrainConfig, stamp: Mapping[str, Any]) -> None:
-    """Make the output folder this config's, empty with ``overwrite``; an unfinished run stays as it is."""
+    """Make the output folder this config's, without an older run's files with ``overwrite``; an unfinished run stays
+    as it is, and so does the recipe that it began with."""
     run = config.output
-    if config.overwrite and run.exists():
-        _clear(run)
-    run.mkdir(parents=True, exist_ok=True)
-    write_config(run / RECIPE, config)
+    if config.overwrite:
+        folders.clear(run, inputs(config))
+    folders.begin(run)
+    if not (run / RECIPE).exists():
+        write_config(run / RECIPE, config)
     write_json(run / PROVENANCE, {"status": "running", **stamp})
 
 
@@ -67,6 +84,7 @@ def write_model(run: Path, model: Any, tokenizer: Any, draft_vocabulary: Any) ->
         tokenizer.save_pretrained(partial)
         if draft_vocabulary is not None:
             save_draft_vocabulary(run, draft_vocabulary.cpu())
+        folders.add_all(run / file.name for file in partial.iterdir())
         for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(run / file.name)
     finally:
@@ -75,6 +93,7 @@ def write_model(run: Path, model: Any, tokenizer: Any, draft_vocabulary: Any) ->
 
 def append_log(run: Path, fields: Mapping[str, Any]) -> None:
     """Add one line to train.jsonl."""
+    folders.add(run / LOG)
     with open(run / LOG, "a", encoding="utf-8") as file:
         file.write(json.dumps(fields, allow_nan=False) + "\n")
 
@@ -95,24 +114,13 @@ def rewind_log(run: Path, step: int) -> None:
 
 def _require_same_recipe(run: Path, config: TrainConfig) -> None:
     path = run / RECIPE
-    if not path.is_file():
-        raise UserError(f"{run} exists and is not a training run; choose another --output, or use --overwrite")
+    if not path.is_file() or not ((run / PROVENANCE).exists() or (run / folders.FILES).exists()):
+        raise UserError(f"{run} exists and is not a training run; choose another --output")
     theirs = flat(as_table(load_config(TrainConfig, path)))
     ours = flat(as_table(config))
     for key in sorted(theirs.keys() | ours.keys()):
         if key.split(".")[0] not in FREE and theirs.get(key) != ours.get(key):
             raise UserError(
                 f"{run} holds a run with {key} = {theirs.get(key)!r}, not {ours.get(key)!r}; "
-                "choose another --output, or use --overwrite"
+                f"{folders.advice(run, inputs(config))}"
             )
-
-
-def _clear(run: Path) -> None:
-    """Remove what is in ``run``. Refuses a folder that is no run, so that --overwrite cannot delete a home."""
-    if not run.is_dir() or (any(run.iterdir()) and not (run / RECIPE).is_file()):
-        raise UserError(f"{run} is not a training run: it is not overwritten; choose another --output")
-    for path in run.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink()

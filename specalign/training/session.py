@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from transformers.utils.logging import disable_progress_bar
 
+from specalign.folders import hold
 from specalign.preflight import require_passed
 from specalign.training.config import TrainConfig, with_prompt
 from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
@@ -17,10 +19,16 @@ from specalign.training.validation import make_validation
 
 
 def train_all(configs: Sequence[TrainConfig]) -> None:
-    """Train each config, on every process of the launcher. Nothing is loaded where all runs are complete."""
+    """Train each config, on every process of the launcher. Nothing is loaded where all runs are complete.
+
+    Raises UserError where another command writes into one of their folders.
+    """
     for config in configs:
         refuse_plugins(config.optimiser.precision)
-    with process_group():
+    with process_group(), ExitStack() as held:
+        if rank() == 0:
+            for config in configs:
+                held.enter_context(hold(config.output, "specalign-train"))
         _train_all([with_prompt(config) for config in configs])
 
 

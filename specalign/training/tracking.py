@@ -10,6 +10,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from specalign.config import flat
 from specalign.errors import UserError, unknown
+from specalign.folders import list_written
 
 PROJECT = "specalign"
 
@@ -29,9 +30,11 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of one run; rank 0 has them."""
+    """The trackers of one run; rank 0 has them. What they write into its folder is listed as the run's in the end."""
 
     def __init__(self, names: Sequence[str], run: Path, config: Mapping[str, Any]) -> None:
+        self.folders = [run / name for name in names]
+        self.before = self._files()
         self.trackers = [_start(name, run) for name in names]
         for tracker in self.trackers:
             tracker.store_init_configuration(_scalars(config))
@@ -47,6 +50,10 @@ class Trackers:
         """Write what is buffered."""
         for tracker in self.trackers:
             tracker.finish()
+        list_written(self._files() - self.before)
+
+    def _files(self) -> set[Path]:
+        return {path for folder in self.folders for path in folder.rglob("*") if path.is_file()}
 
 
 def _start(name: str, run: Path) -> Any:

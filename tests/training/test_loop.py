@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from specalign import folders
 from specalign.config import write_config
 from specalign.errors import UserError
 from specalign.models.vocabulary import load_draft_vocabulary
@@ -47,7 +48,7 @@ def test_every_method_leaves_a_student_that_transformers_loads(tiny: Tiny, metho
     facts = folder.read_provenance(config.output)
     assert facts["status"] == "complete"
     assert facts["steps"] == (0 if method in ("untrained", "aligned") else 4)
-    assert not list(config.output.glob(".*"))
+    assert [path.name for path in config.output.glob(".*")] == [folders.OURS]
 
 
 def test_a_trimmed_vocabulary_is_stored_beside_the_full_checkpoint(tiny: Tiny) -> None:
@@ -214,7 +215,7 @@ def test_overwrite_refuses_a_folder_that_is_no_run(tiny: Tiny) -> None:
     config = tiny("sft", overwrite=True)
     config.output.mkdir()
     (config.output / "thesis.tex").write_text("years of work")
-    with pytest.raises(UserError, match="not a training run"):
+    with pytest.raises(UserError, match="holds files that no run of specalign listed"):
         train_all([config])
     assert (config.output / "thesis.tex").exists()
 

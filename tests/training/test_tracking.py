@@ -23,7 +23,7 @@ def test_tensorboard_shows_the_lines_of_the_log(tiny: Tiny) -> None:
     events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     config = tiny("gkd", logging={"trackers": ("tensorboard",)})
     train_all([config])
-    (path,) = (config.output / "tensorboard").rglob("events.out.tfevents.*.0")
+    (path,) = (config.output / "tensorboard" / config.output.name).glob("events.out.tfevents.*")
     shown = events.EventAccumulator(str(path))
     shown.Reload()
     logged = folder.read_log(config.output)
