@@ -17,7 +17,7 @@ from specalign.benchmarks.suite import Suite
 from specalign.decoding import Drafter, ModelDrafter
 from specalign.decoding.clock import Clock
 from specalign.decoding.sampling import Sampling, probabilities
-from specalign.decoding.session import Session, decoder_sequences, room
+from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.metrics.sampled_tokens import Moments, token_moments, total
 from specalign.models.heads import head_of, hidden_states
 from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Probe, SampledProbe
@@ -91,9 +91,9 @@ def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
     least, most = min(lengths), max(lengths)
     if not suite.target.model.config.is_encoder_decoder:
         most += config.decoding.max_new_tokens
-    free = room(suite.target.model, decoder_sequences(suite.target.model, [longest]))
+    free = rooms(suite.target.model, decoder_sequences(suite.target.model, [longest]))
     if free is not None:
-        most = min(most, len(longest) + free - max(config.decoding.gammas) - 1)
+        most = min(most, len(longest) + free[0] - max(config.decoding.gammas) - 1)
     wanted = sorted({least, (least + most) // 2, most})
     return [[longest[place % len(longest)] for place in range(n)] for n in wanted if n > 0]
 

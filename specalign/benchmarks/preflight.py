@@ -13,7 +13,7 @@ from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
 from specalign.models import preflight as models
 from specalign.models.load import BITS, require_bitsandbytes, resolve_device, resolve_dtype
-from specalign.models.properties import context_limit, n_parameters
+from specalign.models.properties import context_limit, n_parameters, require_unscaled
 from specalign.preflight import Caution, Check, Finding, examine
 
 Load = Callable[[], models.Outline]
@@ -38,7 +38,7 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
             lambda: models.check_attention(target(), config.target.attn, resolve_device(config.device)),
         ),
         ("runtime", lambda: _runtime(config, target())),
-        ("context", lambda: _context(config, target())),
+        ("context", lambda: _target_context(config, target())),
     ]
     for name, drafter in drafters.items():
         checks += _drafter_checks(config, name, drafter, target)
@@ -89,13 +89,21 @@ def _runtime(config: BenchConfig, target: models.Outline) -> str:
     return runtime
 
 
+def _target_context(config: BenchConfig, target: models.Outline) -> str | Caution:
+    """A target whose positions are scaled by the length of the text must not reach the length where that begins."""
+    require_unscaled(target.model, config.data.max_prompt_tokens + config.decoding.max_new_tokens)
+    return _context(config, target)
+
+
 def _context(config: BenchConfig, model: models.Outline) -> str | Caution:
     """Decoding ends early, without harm, where a context is full."""
-    needed = config.data.max_prompt_tokens + config.decoding.max_new_tokens
+    parts = config.data.max_prompt_tokens, config.decoding.max_new_tokens
+    needed = max(parts) if model.model.config.is_encoder_decoder else sum(parts)
     limit = context_limit(model.model)
     if limit is not None and needed > limit:
         return Caution(
             f"the longest prompts leave fewer than max_new_tokens of {limit:,} positions: they end early"
+            f"{models.scaled(model)}"
         )
     return "relative positions: no limit" if limit is None else f"{needed:,} of {limit:,} positions"
 

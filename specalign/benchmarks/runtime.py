@@ -14,6 +14,7 @@ from specalign.data import Prompt
 from specalign.decoding import Drafter, ModelDrafter, Shapes, Stepper, make_stepper
 from specalign.errors import UserError
 from specalign.models.packing import can_pack
+from specalign.models.properties import position_scaling
 from specalign.progress import progress_bar
 
 DRAFTER_SIZES = (1, 2)
@@ -37,6 +38,12 @@ def require_compilable(runtime: str, target: PreTrainedModel) -> None:
     """Raise UserError where ``runtime`` compiles what cannot be compiled."""
     if runtime == "compiled" and target.config.is_encoder_decoder:
         raise UserError("encoder-decoder models cannot be compiled; use decoding.runtime = eager or packed")
+    scaling = position_scaling(target.config)
+    if runtime == "compiled" and scaling:
+        raise UserError(
+            f"models with {scaling.kind} scaling of positions cannot be compiled: it reads the length of the text; use "
+            "decoding.runtime = eager or packed"
+        )
 
 
 def make_ready(

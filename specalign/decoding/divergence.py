@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specalign.decoding.session import decoder_sequences
+from specalign.decoding.session import decoder_sequences, rooms
 from specalign.models.heads import head_of, hidden_states
 
 Divergence = Literal["none", "tie", "numeric", "unexplained"]
@@ -53,9 +53,17 @@ def classify_divergence(
     gap = float(logits.max() - torch.minimum(logits[ours[place]], logits[theirs[place]]))
     if gap <= tolerance:
         return "tie"
-    moved = [_next_logits(target, prompt, text, padding) - logits for padding in PADDINGS]
-    noise = max(float(change.abs().max()) for change in moved)
+    paddings = _paddings(target, prompt, text)
+    moved = [_next_logits(target, prompt, text, padding) - logits for padding in paddings]
+    noise = max((float(change.abs().max()) for change in moved), default=0.0)
     return "numeric" if gap <= 2 * noise else "unexplained"
+
+
+def _paddings(target: PreTrainedModel, prompt: Sequence[int], text: Sequence[int]) -> list[int]:
+    """Those that stay within the context: beyond it some models scale all positions, which is no noise."""
+    (start,) = decoder_sequences(target, [prompt])
+    free = rooms(target, [[*start, *text]])
+    return [padding for padding in PADDINGS if free is None or padding <= free[0]]
 
 
 def _next_logits(target: PreTrainedModel, prompt: Sequence[int], text: Sequence[int], padding: int) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding.draft_length import Adaptive, DraftLength
 from specalign.decoding.sampling import Sampling, probabilities, sample
-from specalign.decoding.session import Session, room
+from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.decoding.transfer import to_device
 from specalign.models.properties import context_limit
@@ -95,7 +95,8 @@ class ModelDrafter:
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
         """Prefill the drafter."""
-        if (room(self.model, prompts) or n_new) < 1:
+        free = rooms(self.model, decoder_sequences(self.model, prompts))
+        if free is not None and max(free) < 1:
             return Undrafted(self.model.device)
         session = Session.start(self.ready, prompts, n_new)
         lengths = None if self.adaptive is None else _Lengths(self.adaptive, len(prompts))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from specalign.decoding.drafters import Drafter, Drafting, Undrafted
 from specalign.decoding.judge import Judge
 from specalign.decoding.records import Generation, Row, StepMarks, emit, merged, timed
 from specalign.decoding.sampling import Sampling
-from specalign.decoding.session import Session, decoder_sequences, room
+from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.decoding.transfer import to_device
 from specalign.decoding.verification import RULES
 from specalign.errors import unknown
-from specalign.models.properties import eos_ids
+from specalign.models.properties import eos_ids, require_unscaled
+
+TokenIds = Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
+"""One prompt, or a batch of prompts: a tensor [T] or [B, T], as a tokenizer returns it, or lists of any lengths."""
 
 
 @dataclass(frozen=True)
@@ -58,28 +61,31 @@ class Options(TypedDict, total=False):
 def generate(
     target: PreTrainedModel | Stepper,
     drafter: Drafter | None,
-    input_ids: Sequence[int] | Sequence[Sequence[int]],
+    input_ids: TokenIds,
     **options: Unpack[Options],
 ) -> Generation:
     """Decode after each prompt, speculatively with ``drafter``, plainly with None.
 
-    ``input_ids`` is one prompt or a batch of prompts of any lengths (an encoder-decoder model's encoder reads
-    them; with a drafter its rows are decoded one at a time). The output follows the target's distribution exactly,
-    whatever the drafter; at temperature 0 it is the target's greedy output. The options and their defaults:
+    ``input_ids`` is one prompt or a batch of prompts of any lengths, as lists or a tensor without padding (an
+    encoder-decoder model's encoder reads them; with a drafter its rows are decoded one at a time). The output
+    follows the target's distribution exactly, whatever the drafter; at temperature 0 it is the target's greedy
+    output. The options and their defaults:
 
     - ``gamma`` (4): draft length. ``rule`` ("token"): how drafts are verified, a name in ``RULES``.
     - ``temperature`` (0.0: greedy), ``top_k`` (0: off) and ``top_p`` (1.0: off), for target and drafter alike;
       ``generator``, on the target's device, draws.
-    - ``max_new_tokens`` (128) a prompt; decoding ends early where the target's context is full. ``eos`` defaults
-      to the target's own end-of-sequence ids.
+    - ``max_new_tokens`` (128) a prompt; a row ends early where the target's context is full, the others go on.
+      ``eos`` defaults to the target's own end-of-sequence ids.
     - ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
       own); a :class:`Stepper` has its head already, and may run packed or compiled.
     - ``margins`` (False) records how clear each of the target's choices was.
     - ``written`` (none): of an encoder-decoder model, what the decoder has written of each row already; plain
       decoding goes on from there.
 
-    Raises ValueError for an empty prompt, a prompt that fills the context, ``head_ids`` together with a drafter
-    or a Stepper, ``written`` where it does not belong, or numbers out of range; UserError for an unknown rule.
+    Raises ValueError for an empty prompt, a prompt that fills the context, ``input_ids`` that are not whole numbers
+    in one or two dimensions, ``head_ids`` together with a drafter or a Stepper, ``written`` where it does not
+    belong, or numbers out of range; UserError for an unknown rule, and for a model whose positions are scaled by
+    the length of the text beyond some length that the request exceeds.
     """
     stepper, settings = _prepared(target, drafter, **options)
     parts = []
@@ -95,7 +101,7 @@ def generate(
 def stream(
     target: PreTrainedModel | Stepper,
     drafter: Drafter | None,
-    input_ids: Sequence[int] | Sequence[Sequence[int]],
+    input_ids: TokenIds,
     **options: Unpack[Options],
 ) -> Iterator[list[list[int]]]:
     """:func:`generate`, step by step: yields the new ids of each row, none for a row that is finished.
@@ -178,7 +184,8 @@ def _begin(target: Stepper, drafter: Drafter | None, prompts: list[list[int]], s
     clock = Clock(target.device)
     begin = clock.settle()
     rows = _new_rows(target.model, prompts, settings)
-    n_new = max(row.n_left for row in rows) + settings.gamma + 1
+    longest = max(len(row.sequence) for row in rows)
+    n_new = max(len(row.sequence) + row.n_left for row in rows) - longest + settings.gamma + 1
     session = Session.start(target, prompts, n_new, settings.written)
     drafting: Drafting = Undrafted(target.device)
     if drafter:
@@ -241,16 +248,33 @@ def _step(request: _Request, rows: list[Row]) -> None:
 
 def _new_rows(target: PreTrainedModel, prompts: list[list[int]], settings: _Settings) -> list[Row]:
     sequences = decoder_sequences(target, prompts, settings.written)
-    available = room(target, sequences)
-    if available is not None and available < 1:
-        raise ValueError(f"a prompt of {max(map(len, prompts))} tokens fills the target's context")
-    n_left = settings.max_new_tokens if available is None else min(settings.max_new_tokens, available)
-    return [Row(sequence, n_left) for sequence in sequences]
+    require_unscaled(target, max(map(len, sequences)) + settings.max_new_tokens)
+    available = rooms(target, sequences)
+    if available is None:
+        return [Row(sequence, settings.max_new_tokens) for sequence in sequences]
+    if min(available) < 1:
+        raise ValueError(f"a prompt of {max(map(len, sequences))} tokens fills the target's context")
+    limits = [min(settings.max_new_tokens, free) for free in available]
+    return [Row(sequence, n_left) for sequence, n_left in zip(sequences, limits, strict=True)]
 
 
-def _as_rows(input_ids: Sequence[int] | Sequence[Sequence[int]]) -> list[list[int]]:
-    rows = [list(row) if isinstance(row, Sequence) else row for row in input_ids]
-    batch = [rows] if rows and isinstance(rows[0], int) else rows
+def _as_rows(input_ids: TokenIds) -> list[list[int]]:
+    """One prompt or a batch of them, as lists of ints."""
+    whole = _plain(input_ids)
+    rows = [_plain(row) for row in whole] if isinstance(whole, list) else [None]
+    batch = [rows] if not any(isinstance(row, list) for row in rows) else rows
     if not batch or not all(batch):
         raise ValueError("every prompt needs at least one token")
-    return batch  # type: ignore[return-value]
+    if not all(isinstance(row, list) and all(type(id_) is int for id_ in row) for row in batch):
+        raise ValueError(
+            "input_ids must be one prompt's token ids or a batch of prompts: lists, or a tensor of one or two "
+            "dimensions, of whole numbers"
+        )
+    return batch
+
+
+def _plain(ids: Any) -> Any:
+    """Tensors, arrays and tuples as lists, a scalar of theirs as a number."""
+    if hasattr(ids, "tolist"):
+        return ids.tolist()
+    return list(ids) if isinstance(ids, Sequence) and not isinstance(ids, str) else ids

@@ -36,6 +36,7 @@ class Session:
         self.model, self.head, self.compiled = stepper.model, stepper.head, stepper.compiled
         self.decoder = self.model.get_decoder()
         self.config = self.decoder.config
+        self.context = context_limit(self.model)
         self.cross = None if encoded is None else DynamicCache()
         self.both = None if self.cross is None else EncoderDecoderCache(cache, self.cross)
 
@@ -150,10 +151,15 @@ class Session:
         return self.decoder(
             input_ids=ids,
             attention_mask=masks,
-            position_ids=positions,
+            position_ids=self._within_context(positions),
             past_key_values=self.cache,
             use_cache=True,
         ).last_hidden_state
+
+    def _within_context(self, positions: Tensor) -> Tensor:
+        """What a row is fed beyond the context is padding of longer drafts: it needs a position, but no meaning."""
+        beyond = self.context is not None and self.cache.end > self.context
+        return positions.clamp(max=self.context - 1) if beyond else positions  # type: ignore[operator]
 
     def _beside_padding(self, positions: Tensor) -> Masks:
         """Causal, and nobody sees the places before a row's own; these see themselves, so that they stay finite."""
@@ -195,10 +201,10 @@ def decoder_sequences(
     return [list(prompt) for prompt in prompts]
 
 
-def room(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> int | None:
-    """New tokens that fit into the model's context after the longest sequence; None: no limit."""
+def rooms(model: PreTrainedModel, sequences: Sequence[Sequence[int]]) -> list[int] | None:
+    """New tokens that fit into the model's context after each sequence; None: no limit."""
     limit = context_limit(model)
-    return None if limit is None else limit - max(map(len, sequences))
+    return None if limit is None else [limit - len(sequence) for sequence in sequences]
 
 
 def shared_prefixes(prompts: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[int]]:

@@ -26,7 +26,7 @@ from specalign.decoding.transfer import to_device
 from specalign.models.heads import Head, head_of, pack_head
 from specalign.models.masks import attention_masks
 from specalign.models.packing import pack_linears
-from specalign.models.properties import decoder_layers
+from specalign.models.properties import context_limit, decoder_layers
 
 Runtime = Literal["eager", "packed", "compiled"]
 
@@ -159,6 +159,7 @@ class _Step(nn.Module):
         self.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
         self.bias = None if head.bias is None else nn.Parameter(head.bias.detach(), requires_grad=False)
         self.head, self.capacity, self.dtype = head, capacity, model.dtype
+        self.last = min(capacity, context_limit(model) or capacity) - 1
 
     def forward(self, ids: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
         """ids, positions [B, n]; keys, values [B, heads, capacity, d] a layer, written in place; logits [B, n, V]."""
@@ -169,7 +170,7 @@ class _Step(nn.Module):
         hidden = self.decoder(
             input_ids=ids,
             attention_mask=masks,
-            position_ids=positions,
+            position_ids=positions.clamp(max=self.last),  # beyond the context there is only padding
             past_key_values=Cache(layers=layers),
             use_cache=True,
         ).last_hidden_state

@@ -12,7 +12,14 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from specalign.errors import UserError
 from specalign.models.load import Attention, empty_model, load_tokenizer, require_same_tokenizer, resolve_model
-from specalign.models.properties import context_limit, decoder_layers, decoder_start_id, eos_ids, n_parameters
+from specalign.models.properties import (
+    context_limit,
+    decoder_layers,
+    decoder_start_id,
+    eos_ids,
+    n_parameters,
+    position_scaling,
+)
 from specalign.preflight import Caution
 
 
@@ -146,14 +153,30 @@ def check_same_template(student: Outline, teacher: Outline) -> str | Caution:
     return "the same" if teacher.tokenizer.chat_template else "neither has one"
 
 
-def check_context(model: Outline, role: str, needed: int, asks: str) -> str:
-    """``needed`` tokens, which the fields ``asks`` ask for, fit into the model's positions."""
+def check_context(model: Outline, role: str, lengths: tuple[int, int], asks: tuple[str, str]) -> str:
+    """Prompt and response of these lengths, which the fields ``asks`` ask for, fit into the model's positions.
+
+    An encoder-decoder model has positions of its own for each of the two.
+    """
     limit = context_limit(model.model)
     if limit is None:
         return "relative positions: no limit"
+    together = not model.model.config.is_encoder_decoder
+    needed = sum(lengths) if together else max(lengths)
     if needed > limit:
-        raise UserError(f"{asks} = {needed} exceed the {role}'s context of {limit}; lower one of them")
+        fields = f"{asks[0]} + {asks[1]}" if together else asks[lengths.index(needed)]
+        raise UserError(
+            f"{fields} = {needed} exceed the {role}'s context of {limit}{scaled(model)}; lower one of them"
+        )
     return f"{needed:,} of {limit:,} positions"
+
+
+def scaled(model: Outline) -> str:
+    """Why a context is shorter than the config's; empty where it is not."""
+    scaling = position_scaling(model.model.config)
+    if scaling is None:
+        return ""
+    return f" (beyond it, its {scaling.kind} scaling changes every position with the length of the text)"
 
 
 def device_memory_bytes(device: torch.device) -> int:

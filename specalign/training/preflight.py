@@ -19,7 +19,7 @@ from specalign.training.plan import Plan, make_plan
 from specalign.training.rollouts import needs_references
 
 Load = Callable[[], models.Outline]
-ASKS = "data.max_prompt_tokens + data.max_response_tokens"
+ASKS = "data.max_prompt_tokens", "data.max_response_tokens"
 
 
 def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
@@ -95,8 +95,8 @@ def _slice(config: TrainConfig, teacher: models.Outline) -> str:
     return f"{names} of the teacher's {n_layers}, {student.start}"
 
 
-def _needed(config: TrainConfig) -> int:
-    return config.data.max_prompt_tokens + config.data.max_response_tokens
+def _needed(config: TrainConfig) -> tuple[int, int]:
+    return config.data.max_prompt_tokens, config.data.max_response_tokens
 
 
 def _engine(config: TrainConfig, teacher: models.Outline) -> str:

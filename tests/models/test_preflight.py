@@ -112,10 +112,12 @@ def test_flash_attention_needs_its_package_on_a_gpu(monkeypatch: pytest.MonkeyPa
 
 def test_context_lengths(made: Any) -> None:
     short = made(LlamaConfig(**SIZES, max_position_embeddings=16))
-    assert preflight.check_context(short, "teacher", 16, "a + b") == "16 of 16 positions"
+    assert preflight.check_context(short, "teacher", (10, 6), ("a", "b")) == "16 of 16 positions"
     with pytest.raises(UserError, match=r"a \+ b = 17 exceed the teacher's context of 16; lower one of them"):
-        preflight.check_context(short, "teacher", 17, "a + b")
-    assert preflight.check_context(made(T5Config(**T5)), "teacher", 10**6, "a + b").startswith("relative")
+        preflight.check_context(short, "teacher", (10, 7), ("a", "b"))
+    assert preflight.check_context(made(T5Config(**T5)), "teacher", (10**6, 1), ("a", "b")).startswith(
+        "relative"
+    )
 
 
 def test_the_end_of_a_text(made: Any) -> None:
