@@ -261,8 +261,8 @@ def _new_rows(target: PreTrainedModel, prompts: list[list[int]], settings: _Sett
 def _as_rows(input_ids: TokenIds) -> list[list[int]]:
     """One prompt or a batch of them, as lists of ints."""
     whole = _plain(input_ids)
-    rows = [_plain(row) for row in whole] if isinstance(whole, list) else [None]
-    batch = [rows] if not any(isinstance(row, list) for row in rows) else rows
+    rows: list[Any] = [_plain(row) for row in whole] if isinstance(whole, list) else [None]
+    batch: list[Any] = [rows] if not any(isinstance(row, list) for row in rows) else rows
     if not batch or not all(batch):
         raise ValueError("every prompt needs at least one token")
     if not all(isinstance(row, list) and all(type(id_) is int for id_ in row) for row in batch):
