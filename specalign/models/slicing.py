@@ -40,7 +40,8 @@ def slice_layers(
     """A model of the teacher's class with only ``layers`` of its (decoder) stack, weights copied.
 
     An encoder-decoder model keeps its whole encoder, or ``encoder_layers`` of it. Layer types (sliding, full)
-    follow their layers. Raises UserError unless both rise strictly from 0 to the stack's last layer.
+    follow their layers. Weights have the teacher's dtype; buffers are those of the checkpoint that is saved.
+    Raises UserError unless both rise strictly from 0 to the stack's last layer.
     """
     chosen: dict[Tower, list[int]] = {"decoder": list(layers)}
     if encoder_layers is not None:
@@ -48,8 +49,12 @@ def slice_layers(
     for tower, kept in chosen.items():
         require_layers(kept, len(tower_layers(teacher, tower)))
     student = type(teacher)(_sliced_config(teacher, chosen))
-    student.to(teacher.dtype)  # type: ignore[arg-type]
-    student.load_state_dict(_sliced_weights(teacher, chosen))
+    weights = _sliced_weights(teacher, chosen)
+    for name, parameter in student.named_parameters():
+        # Buffers stay as the class computes them: RoPE frequencies or an embedding's scale, rounded to half
+        # precision and stored nowhere, would make the trained model another one than the saved one.
+        parameter.data = parameter.data.to(weights[name].dtype)
+    student.load_state_dict(weights)
     student.generation_config = copy.deepcopy(teacher.generation_config)
     student.to(teacher.device)  # type: ignore[arg-type]
     return student.eval()

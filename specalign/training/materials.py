@@ -158,6 +158,7 @@ class Materials:
     ) -> None:
         """Align the slice, or take what an earlier command fitted to the same teacher on the same texts."""
         facts = {
+            "buffers": "exact",  # fits to slices with rounded RoPE frequencies were stored without this
             "layers": {tower: tuple(layers) for tower, layers in chosen.items()},
             "ridge": config.ridge,
             "texts": self._alignment_texts(config.align_tokens),

@@ -39,6 +39,7 @@ from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import load_model, load_tokenizer
 from specalign.models.properties import decoder_layers
 from specalign.models.slicing import choose_layers, slice_layers
+from specalign.models.tiny import FAMILIES, make_model
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -115,6 +116,23 @@ def test_a_slice_copies_the_chosen_layers_and_stays_tied(tmp_path: Path) -> None
     ids = torch.tensor([[3, 8, 20, 7]])
     assert torch.equal(loaded(ids).logits, student(ids).logits)
     assert student(ids, use_cache=True).past_key_values.get_seq_length() == 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_trained_slice_is_the_saved_one(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """Whatever the teacher's dtype: what no file holds (RoPE frequencies, Gemma's scale) is not rounded to it."""
+    teacher = make_model(family).to(dtype)  # type: ignore[arg-type]
+    student = slice_layers(teacher, [0, 1] if family == "t5" else [0, 2]).float()
+    student.save_pretrained(tmp_path)
+    again = load_model(str(tmp_path))
+    buffers = dict(again.named_buffers())
+    assert dict(student.named_buffers()).keys() == buffers.keys()
+    for name, buffer in student.named_buffers():
+        assert torch.equal(buffer, buffers[name]), name
+    weights = dict(again.named_parameters())
+    for name, parameter in student.named_parameters():
+        assert torch.equal(parameter, weights[name]), name
 
 
 def test_layer_types_follow_their_layers() -> None:
