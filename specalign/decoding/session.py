@@ -11,6 +11,8 @@ from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from specalign.decoding.cache import RowCache
 from specalign.decoding.stepper import Stepper
+from specalign.decoding.transfer import to_device
+from specalign.models.attention import attention_for
 from specalign.models.masks import Masks, attention_masks
 from specalign.models.properties import context_limit, decoder_layers, decoder_start_id
 
@@ -69,7 +71,7 @@ class Session:
         if longest > 1:
             width = max(len(host) for host in hosts) - 1
             padded = [[*host[:-1], *[0] * (width + 1 - len(host))] for host in hosts]
-            session._forward(torch.tensor(padded, device=model.device))
+            session._forward(to_device(padded, model.device))
         lengths = [len(prompt) - 1 for prompt in prompts]
         session._move(owner, lengths, longest + n_new)
         return session
@@ -92,7 +94,7 @@ class Session:
             read = [
                 [*[0] * pad, start, *tokens][:-1] for pad, tokens in zip(session.pads, written, strict=True)
             ]
-            session._forward(torch.tensor(read, device=model.device))
+            session._forward(to_device(read, model.device))
             cache.lengths = [longest] * len(prompts)
         return session
 
@@ -119,7 +121,7 @@ class Session:
         self._move(rows, [self.cache.lengths[row] for row in rows], self.cache.capacity)
         if self.encoded is not None and self.cross is not None:
             self.pads = [self.pads[row] for row in rows] if self.pads else []
-            index = torch.tensor(rows, device=self.encoded.device)
+            index = to_device(rows, self.encoded.device)
             self.encoded = self.encoded[index]
             self.encoder_mask = None if self.encoder_mask is None else self.encoder_mask[index]
             self.cross.batch_select_indices(index)
@@ -134,6 +136,10 @@ class Session:
         self.cache = self.compiled.cache
 
     def _forward(self, ids: Tensor) -> Tensor:
+        with attention_for(self.model, masked=True):
+            return self._states(ids)
+
+    def _states(self, ids: Tensor) -> Tensor:
         positions = self.cache.begin(ids.shape[1], ids.device)
         if self.both is not None:
             # Equal lengths: the model's own positions are right, without padding its own mask too.
@@ -164,7 +170,7 @@ class Session:
     def _beside_padding(self, positions: Tensor) -> Masks:
         """Causal, and nobody sees the places before a row's own; these see themselves, so that they stay finite."""
         keys = torch.arange(self.cache.end, device=positions.device).unsqueeze(0)
-        pads = torch.tensor(self.pads, device=positions.device)[:, None, None]
+        pads = to_device(self.pads, positions.device)[:, None, None]
         places, key = positions.unsqueeze(2), keys.unsqueeze(1)
         visible = ((key <= places) & (key >= pads)) | (key == places)
         return attention_masks(self.config, visible, positions, keys, self.model.dtype)
@@ -181,13 +187,13 @@ def _encode(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> tuple[T
     mask = None
     if min(map(len, different)) < width:
         kept = [[1] * len(prompt) + [0] * (width - len(prompt)) for prompt in different]
-        mask = torch.tensor(kept, device=model.device)
-    ids = torch.tensor(padded, device=model.device)
+        mask = to_device(kept, model.device)
+    ids = to_device(padded, model.device)
     states = model.get_encoder()(input_ids=ids, attention_mask=mask).last_hidden_state
     if len(different) == len(prompts):
         return states, mask
     place = {prompt: index for index, prompt in enumerate(different)}
-    owner = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=model.device)
+    owner = to_device([place[tuple(prompt)] for prompt in prompts], model.device)
     return states[owner], None if mask is None else mask[owner]
 
 

@@ -23,6 +23,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specalign.decoding.cache import RowCache
 from specalign.decoding.transfer import to_device
+from specalign.models.attention import attention_for
 from specalign.models.heads import Head, head_of, pack_head
 from specalign.models.masks import attention_masks
 from specalign.models.packing import pack_linears
@@ -91,7 +92,7 @@ class CompiledStep:
     """Steps of one model over one static cache. Requests take turns: the cache is the last one's."""
 
     def __init__(self, model: PreTrainedModel, head: Head, shapes: Shapes) -> None:
-        self.shapes = shapes
+        self.shapes, self.model = shapes, model
         self.device = model.device
         self.cache = RowCache(len(decoder_layers(model)), shapes.n_rows, shapes.capacity)
         self.step = _Step(model, head, shapes.capacity).eval()
@@ -126,7 +127,8 @@ class CompiledStep:
         positions = to_device(starts, self.device).unsqueeze(1) + torch.arange(size, device=self.device)
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
-        logits = self.graphs[size](padded, positions, *self._buffers())
+        with attention_for(self.model, masked=True):
+            logits = self.graphs[size](padded, positions, *self._buffers())
         return logits[:n_rows, :n]
 
     def require(self, n_rows: int, n_positions: int) -> None:
@@ -145,7 +147,8 @@ class CompiledStep:
         """Let one eager call make the buffers in the model's own shapes."""
         ids = torch.zeros(self.shapes.n_rows, 1, dtype=torch.long, device=self.device)
         positions = self.cache.begin(1, self.device)
-        self.step.decoder(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True)
+        with attention_for(self.model, masked=True):
+            self.step.decoder(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True)
         for buffer in chain(*self._buffers()):
             torch._dynamo.mark_static_address(buffer)
 

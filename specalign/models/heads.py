@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from specalign.models.attention import attention_for
 from specalign.models.packing import can_pack, pack, packed_linear
 
 
@@ -109,6 +110,12 @@ def hidden_states(
     the decoder reads row ``encoder_rows[i]`` of the encoder.
     """
     decoder = model.get_decoder() if decoder is None else decoder
+    mask = inputs.get("attention_mask")
+    with attention_for(model, masked=isinstance(mask, dict) or (mask is not None and mask.dim() > 2)):
+        return _states(model, decoder, inputs)
+
+
+def _states(model: PreTrainedModel, decoder: Callable[..., Any], inputs: dict[str, Any]) -> Tensor:
     if not model.config.is_encoder_decoder:
         return decoder(**inputs, use_cache=False).last_hidden_state
     mask, owner = inputs.get("attention_mask"), inputs.get("encoder_rows")

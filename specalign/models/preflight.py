@@ -73,6 +73,10 @@ def check_attention(model: Outline, asked: Attention, device: torch.device) -> s
         raise UserError(
             f"{kind.__name__} does not support attn = {asked!r}; use auto, or one of: {', '.join(names)}"
         )
+    if asked == "flash_attention_2":
+        return Caution(
+            "flash_attention_2 where whole texts are scored in half precision; decoding runs by sdpa"
+        )
     return f"{_default_attention(model) if asked == 'auto' else asked} (supported: {', '.join(names)})"
 
 

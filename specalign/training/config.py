@@ -128,6 +128,11 @@ class RolloutConfig:
         """Probability that the student writes a sequence."""
         return {"student": 1.0, "mixed": self.student_fraction}.get(self.source, 0.0)
 
+    @property
+    def shares_trunks(self) -> bool:
+        """Whether the branches off a response go through one pass, under a mask."""
+        return self.packed and self.style == "branches" and self.student_share > 0
+
 
 @dataclass(frozen=True)
 class EngineConfig:
@@ -262,7 +267,8 @@ class TrainConfig:
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     attn: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
-    """Attention implementation; flash_attention_2 falls back to auto where the machine or model lacks it."""
+    """Attention implementation; flash_attention_2 falls back to auto where the machine or model lacks it, and is
+    for whole texts: decoding and packed branches run by sdpa."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     student: StudentConfig = field(default_factory=StudentConfig)
     data: DataConfig = field(default_factory=DataConfig)

@@ -21,6 +21,7 @@ from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.data.examples import Split
 from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
+from specalign.models.attention import FLASH
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
     Attention,
@@ -275,7 +276,7 @@ def load_materials(config: TrainConfig) -> Materials:
         dtype=resolve_dtype(config.teacher.dtype, device),
         device=device,
         quantization=config.teacher.quantization,
-        attn=attention_of(config.attn, device),
+        attn=attention_of(config, device),
         trust_remote_code=config.teacher.trust_remote_code,
     ).requires_grad_(False)
     materials = Materials(config, device, tokenizer, teacher, *prompts)
@@ -317,14 +318,27 @@ def load_split(data: DataConfig, split: Split) -> list:
     )
 
 
-def attention_of(name: Attention, device: torch.device) -> Attention:
-    """flash_attention_2 needs CUDA and the flash-attn package; without them the model's own default is used."""
-    if name != "flash_attention_2":
-        return name
-    missing = flash_needs(device)
-    if missing:
-        print(f"specalign-train: attn = flash_attention_2 needs {missing}; using the model's default attention")
-    return "auto" if missing else name
+def attention_of(config: TrainConfig, device: torch.device) -> Attention:
+    """The implementation that models are loaded with: where flash_attention_2 cannot serve a recipe, a line says so.
+
+    It needs CUDA and the flash-attn package, and half precision. Branches that share a trunk are told apart by a
+    mask, which it does not take: one masked pass over a prompt's row reads far fewer tokens than a row a branch.
+    """
+    if config.attn != FLASH:
+        return config.attn
+    used: Attention = "sdpa"
+    if missing := flash_needs(device):
+        used, reason = "auto", f"attn = {FLASH} needs {missing}; using the model's default attention"
+    elif config.rollout.shares_trunks:
+        reason = f"branches that share a pass need a mask, which {FLASH} does not take; using sdpa"
+        reason += " (rollout.packed = false gives each branch a row of its own)"
+    elif config.optimiser.precision == "float32":
+        reason = f"{FLASH} needs half precision, not optimiser.precision = float32; using sdpa"
+    else:
+        used, reason = FLASH, f"{FLASH} where whole texts are scored; decoding and validation run by sdpa"
+    if rank() == 0:
+        print(f"specalign-train: {reason}")
+    return used
 
 
 def teacher_identity(name: str, teacher: PreTrainedModel) -> str:
@@ -360,6 +374,6 @@ def _existing_student(materials: Materials, name: str) -> PreTrainedModel:
     return load_model(
         name,
         device=materials.device,
-        attn=attention_of(config.attn, materials.device),
+        attn=attention_of(config, materials.device),
         trust_remote_code=config.teacher.trust_remote_code,
     )

@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from specalign.errors import UserError
+from specalign.training import materials
 from specalign.training.cli import configs
 from specalign.training.config import PRESETS, TrainConfig, check, resolve
 from specalign.training.setup import build_objective
@@ -48,6 +50,33 @@ def test_the_seed_pair_is_as_specified(name: str) -> None:
     assert config.attn == "flash_attention_2"
     if name in ("gkd", "distillspec"):
         assert config.objective.hyper == {"temperature": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "used", "told"),
+    [
+        ("sft", [], "flash_attention_2", "decoding and validation run by sdpa"),
+        ("distillspec", [], "flash_attention_2", "decoding and validation run by sdpa"),
+        ("gkd", [], "sdpa", "branches that share a pass need a mask"),
+        ("contrastive", [], "sdpa", "branches that share a pass need a mask"),
+        ("gkd", ["--rollout.no-packed"], "flash_attention_2", "decoding and validation run by sdpa"),
+        ("sft", ["--optimiser.precision", "float32"], "sdpa", "needs half precision"),
+        ("sft", ["--attn", "eager"], "eager", ""),
+    ],
+)
+def test_the_attention_of_a_gpu_with_flash_attn(
+    name: str,
+    flags: list[str],
+    used: str,
+    told: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(materials, "flash_needs", lambda device: "")
+    path = next(path for path in RECIPES if path.stem == name)
+    (config,) = configs(["--recipe", str(path), *flags])
+    assert materials.attention_of(config, torch.device("cuda")) == used
+    assert told in capsys.readouterr().out
 
 
 def test_flag_over_file_over_preset_over_default(tmp_path: Path) -> None:
