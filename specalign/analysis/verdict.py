@@ -230,8 +230,8 @@ def _quiet(result: BenchmarkResult, records: Sequence[GenerationRecord]) -> Chec
     The work of servers that decode is not told from that of others: for them only the time before the run counts.
     """
     hardware = result.provenance.get("hardware", {})
-    served = result.config.get("engine", {}).get("name") == "vllm"
-    before, during = hardware.get("busy_before"), None if served else hardware.get("busy_during")
+    in_this_process = result.config.get("engine", {}).get("name", "own") == "own"
+    before, during = hardware.get("busy_before"), hardware.get("busy_during") if in_this_process else None
     if before is None:
         return Check("quiet machine", None, "how busy the machine was before the run is not known")
     detail = f"other processes took {before:.0%} of the processor just before the run"

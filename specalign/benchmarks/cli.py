@@ -21,6 +21,7 @@ from specalign.benchmarks.analysis_cli import (
 )
 from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
 from specalign.benchmarks.config import BenchConfig, check
+from specalign.benchmarks.engines import ENGINES
 from specalign.config import flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
 from specalign.templates import prompt_text
@@ -135,17 +136,7 @@ def _run(arguments: Sequence[str]) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if config.engine.name == "vllm":
-        from specalign.serving.environment import require_client
-
-        require_client()
-        from specalign.benchmarks.served import run_served
-
-        run_served(config)
-    else:
-        from specalign.benchmarks.runner import run
-
-        run(config)
+    ENGINES[config.engine.name](config)
     _show(config.output, as_json=config.json)
 
 

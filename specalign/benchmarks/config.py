@@ -157,16 +157,18 @@ def check(config: BenchConfig) -> None:
     for name in names:
         if decoding.adaptive and name + ADAPTIVE in names:
             raise UserError(f"--drafter {name}{ADAPTIVE}: the name is taken by decoding.adaptive")
-    _check_engine(config)
-
-
-def _check_engine(config: BenchConfig) -> None:
-    engine = config.engine
     named_endpoints(config)
-    if engine.name == "own":
-        if engine.endpoint or engine.concurrency or engine.arguments or engine.python:
-            raise UserError("--endpoint, --concurrency and --engine-... need --engine vllm")
-        return
+    ENGINE_CHECKS[config.engine.name](config)
+
+
+def _check_own_engine(config: BenchConfig) -> None:
+    engine = config.engine
+    if engine.endpoint or engine.concurrency or engine.arguments or engine.python:
+        raise UserError("--endpoint, --concurrency and --engine-... need --engine vllm")
+
+
+def _check_vllm(config: BenchConfig) -> None:
+    engine = config.engine
     if config.decoding.student_alone or config.decoding.adaptive or config.decoding.rule != "token":
         raise UserError(
             "vLLM has its own rule and draft length, and no drafter decoding alone: leave decoding.rule at token, "
@@ -178,6 +180,9 @@ def _check_engine(config: BenchConfig) -> None:
         )
     if engine.concurrency and min(engine.concurrency) < 1:
         raise UserError("--concurrency must be at least 1")
+
+
+ENGINE_CHECKS = {"own": _check_own_engine, "vllm": _check_vllm}
 
 
 def named_drafters(config: BenchConfig) -> dict[str, str]:

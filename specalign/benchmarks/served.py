@@ -14,25 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from specalign.analysis.summary import divergent
+from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells, record_key
 from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
-from specalign.benchmarks.preflight import findings
-from specalign.benchmarks.runner import (
-    WARMUP_TOKENS,
-    add_probes,
-    carry_out,
-    closing,
-    existing,
-    new_record,
-    opening,
-    prepare,
-    record_key,
-)
-from specalign.benchmarks.suite import Cell, Suite, checkpoint_hashes, outline_suite, plan_cells
-from specalign.decoding import PromptLookup, make_stepper
+from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
+from specalign.benchmarks.suite import Suite, outline_suite
+from specalign.decoding import PromptLookup
 from specalign.errors import UserError, unknown
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
 from specalign.models.vocabulary import OLD_FILE
-from specalign.preflight import require_passed
 from specalign.probes import PROBES_FILE, LoadProbe, read_probes
 from specalign.progress import progress_bar
 from specalign.provenance import stamp
@@ -78,27 +67,24 @@ class Engine:
 
 
 def run_served(config: BenchConfig) -> BenchmarkResult:
-    """As :func:`specalign.benchmarks.runner.run`, decoded by vLLM.
+    """As :func:`specalign.benchmarks.run_folder.fill`, decoded by vLLM.
 
     One request at a time, each method and draft length on a server of its own, one server after another; then
     the load tests on the same server. Raises UserError where vLLM is missing, too old, or does not start.
     """
-    checkpoints = checkpoint_hashes(config)
-    before = existing(config, checkpoints)
-    if before is not None and before.status == "complete":
-        print(f"{config.output} is complete already; --overwrite runs it again")
-        return before
-    require_passed(findings(config, data=False))
+    return fill(config, _begin)
+
+
+def _begin(config: BenchConfig) -> Decoding:
     engine = _engine(config)
     suite = outline_suite(config)
     plan = _plan(suite, config, engine)
-    result = _opening(config, suite, plan, engine, checkpoints)
-    prepare(config, before, result)
-    return carry_out(
-        config,
-        result,
+    return Decoding(
+        suite,
+        len(plan),
+        _provenance(config, engine),
         measure=lambda: _measure(suite, config, plan, engine),
-        close=lambda found: _closing(found, suite, config),
+        judge=lambda records: _judged(config, suite, records),
     )
 
 
@@ -149,30 +135,25 @@ def _plan(suite: Suite, config: BenchConfig, engine: Engine) -> list[Cell]:
     return [dataclasses.replace(cell, order=order) for order, cell in enumerate(ordered)]
 
 
-def _opening(
-    config: BenchConfig, suite: Suite, plan: list[Cell], engine: Engine, checkpoints: dict[str, str]
-) -> BenchmarkResult:
+def _provenance(config: BenchConfig, engine: Engine) -> dict[str, Any]:
     device = resolve_device(config.device)
     stamped = stamp(str(device))
-    provenance = {
+    return stamped | {
         "dtype": str(resolve_dtype(config.target.dtype, device)),
-        "checkpoints": checkpoints,
         "packages": {**stamped["packages"], "vllm": engine.version},
         "engine_environment": {name: value for name, value in os.environ.items() if name.startswith("VLLM_")},
     }
-    return opening(config, suite, plan, stamped | provenance)
 
 
-def _closing(result: BenchmarkResult, suite: Suite, config: BenchConfig) -> BenchmarkResult:
+def _judged(config: BenchConfig, suite: Suite, records: Sequence[GenerationRecord]) -> dict[int, str]:
     """Differences between greedy outputs are judged by the target's own logits, in our engine."""
-    if divergent(read_records(config.output / RECORDS_FILE)):
-        device = resolve_device(config.device)
-        dtype = resolve_dtype(config.target.dtype, device)
-        target = load_model(
-            config.target.model, dtype=dtype, device=device, trust_remote_code=config.target.trust_remote_code
-        )
-        suite = dataclasses.replace(suite, target=make_stepper(target))
-    return closing(result, suite, config.output)
+    if not divergent(records):
+        return {}
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.target.dtype, device)
+    trusted = config.target.trust_remote_code
+    target = load_model(config.target.model, dtype=dtype, device=device, trust_remote_code=trusted)
+    return judge_divergences(target, suite.prompts, records)
 
 
 def _measure(suite: Suite, config: BenchConfig, plan: list[Cell], engine: Engine) -> None:
@@ -264,7 +245,7 @@ def _load_all(config: BenchConfig, cells: Sequence[Cell], levels: Sequence[int],
     requests = [_request(config, cell) for cell in cells if cell.temperature == first and not cell.repeat]
     for level in levels:
         probe = measure_load(server, requests, level, method=cells[0].method, gamma=cells[0].gamma)
-        add_probes(config, [probe])
+        append_probes(config.output, [probe])
 
 
 def _request(config: BenchConfig, cell: Cell) -> Request:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import random
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,24 +31,6 @@ from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
 from specalign.results import TARGET, ModelInfo
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One generation to make."""
-
-    order: int
-    prompt: Prompt
-    method: str
-    temperature: float
-    gamma: int
-    repeat: int
-    seed: int
-
-    @property
-    def key(self) -> tuple[str, str, float, int, int]:
-        """What identifies it in the records."""
-        return self.prompt.id, self.method, self.temperature, self.gamma, self.repeat
 
 
 @dataclass(frozen=True)
@@ -111,6 +92,17 @@ def outline_suite(config: BenchConfig) -> Suite:
     return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, info, infos)
 
 
+def data_facts(suite: Suite) -> dict[str, Any]:
+    """How many prompts, how many of them cut, and a hash of them all."""
+    cut = [prompt.n_truncated for prompt in suite.prompts if prompt.n_truncated]
+    return {
+        "n_prompts": len(suite.prompts),
+        "n_truncated_prompts": len(cut),
+        "n_truncated_tokens": sum(cut),
+        "prompts_sha256": hashlib.sha256(repr(suite.prompts).encode()).hexdigest(),
+    }
+
+
 def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:
     """Method -> hash of its weights, for models that lie in a local folder or file."""
     found = {}
@@ -119,50 +111,6 @@ def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:
         if path.exists():
             found[name] = weights_sha256(path) if path.is_dir() else file_sha256(path)
     return found
-
-
-def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
-    """All generations, in one seeded random order over prompts, methods, temperatures, gammas and repeats.
-
-    Interleaving spreads a machine's drift evenly over the methods. A generation's seed depends on what it is,
-    not on its place.
-    """
-    gammas = {method: _gammas(config, method, drafter) for method, drafter in suite.drafters.items()}
-    return plan_cells(suite.prompts, gammas, config)
-
-
-def plan_cells(
-    prompts: Sequence[Prompt], gammas: Mapping[str, Sequence[int]], config: BenchConfig
-) -> list[Cell]:
-    """The same for methods and their draft lengths."""
-    plan = [
-        (prompt, method, temperature, gamma, repeat)
-        for prompt in prompts
-        for method, lengths in gammas.items()
-        for temperature in config.decoding.temperatures
-        for gamma in lengths
-        for repeat in range(config.decoding.repeats)
-    ]
-    random.Random(config.seed).shuffle(plan)
-    return [
-        Cell(order, *what, seed=random.Random(f"{config.seed}|{what[0].id}|{what[1:]}").getrandbits(62))
-        for order, what in enumerate(plan)
-    ]
-
-
-def _gammas(config: BenchConfig, method: str, drafter: Drafter | None) -> tuple[int, ...]:
-    """Draft lengths of a method's generations; 0: plain, or a drafter on its own."""
-    if method == TARGET:
-        return (0,)
-    if is_adaptive(drafter):
-        return (max(config.decoding.gammas),)
-    alone = config.decoding.student_alone and isinstance(drafter, ModelDrafter)
-    return (*config.decoding.gammas, *((0,) if alone else ()))
-
-
-def is_adaptive(drafter: Drafter | None) -> bool:
-    """Whether it decides on the length of its drafts."""
-    return isinstance(drafter, ModelDrafter) and drafter.adaptive is not None
 
 
 def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

@@ -9,12 +9,14 @@ from specalign.reports.content import Block, Paragraph, Section, Table
 from specalign.reports.tables import number, percentiles
 from specalign.results import BenchmarkResult, LoadRow
 
-ENGINE = """\
+VLLM = """\
 These rows were decoded by vLLM {version}, one request at a time, each on a server of its own. Times are those of a
 client on the same machine: prefill is the time to the first token. Acceptance comes from the server's counters, in
 the same definitions (docs/metrics.md). vLLM gives neither Σ min(p, q) nor the times of drafting and verification:
 those figures are missing, not zero. Above temperature 0 its drafts are sampled from q (draft_sample_method =
 probabilistic), with the drafter's full head. Speed-ups are against plain vLLM."""
+ENGINES = {"vllm": VLLM}
+"""What is different about an engine's rows, by its name."""
 LOAD = """\
 So many requests at a time, each next one sent when another has ended. Throughput is over all requests; TTFT (time to
 the first token), TPOT (time a token after it) and tokens/s of a request are p50 / p95 / p99 over requests. "Decode
@@ -27,10 +29,11 @@ HEADER = ("method", "γ", "at a time", "requests", "failed", "tokens/s", "speed-
 
 def engine(result: BenchmarkResult) -> Section | None:
     """What is different about rows that a serving engine decoded."""
-    if result.config.get("engine", {}).get("name") != "vllm":
+    name = result.config.get("engine", {}).get("name", "")
+    if name not in ENGINES:
         return None
-    version = result.provenance.get("packages", {}).get("vllm")
-    return Section("The engine", [Paragraph(_one_line(ENGINE.format(version=version)))])
+    version = result.provenance.get("packages", {}).get(name)
+    return Section("The engine", [Paragraph(_one_line(ENGINES[name].format(version=version)))])
 
 
 def load(result: BenchmarkResult) -> Section | None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from specalign.benchmarks import runner
+from specalign.benchmarks.cells import record_key
 from specalign.benchmarks.cli import main, parse_run
 from specalign.errors import UserError, run_cli
 from specalign.results import (
@@ -146,7 +147,7 @@ def test_an_interrupted_run_is_usable_and_goes_on(
     measure(words)
     assert read_result(run).status == "complete"
     assert records_of(run)[:9] == before
-    assert len({runner.record_key(record) for record in records_of(run)}) == 24
+    assert len({record_key(record) for record in records_of(run)}) == 24
     n_calls = len(calls)
     measure(words)
     assert len(calls) == n_calls, "a complete run is not run again"

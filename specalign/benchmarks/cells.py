@@ -1,0 +1,131 @@
+"""The generations of a run: which there are to make, in which order, and the record of each."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from specalign.analysis.summary import divergent
+from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.suite import Suite
+from specalign.data import Prompt
+from specalign.decoding import Drafter, ModelDrafter
+from specalign.decoding.divergence import classify_divergence
+from specalign.decoding.verification import LOSSY
+from specalign.results import ALONE, TARGET, GenerationRecord
+
+TIE_TOLERANCE = 1e-4
+"""Logits closer than this are a tie: rounding decides between them."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One generation to make."""
+
+    order: int
+    prompt: Prompt
+    method: str
+    temperature: float
+    gamma: int
+    repeat: int
+    seed: int
+
+    @property
+    def key(self) -> tuple[str, str, float, int, int]:
+        """What identifies it in the records."""
+        return self.prompt.id, self.method, self.temperature, self.gamma, self.repeat
+
+
+def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
+    """All generations, in one seeded random order over prompts, methods, temperatures, gammas and repeats.
+
+    Interleaving spreads a machine's drift evenly over the methods. A generation's seed depends on what it is,
+    not on its place.
+    """
+    gammas = {method: _gammas(config, method, drafter) for method, drafter in suite.drafters.items()}
+    return plan_cells(suite.prompts, gammas, config)
+
+
+def plan_cells(
+    prompts: Sequence[Prompt], gammas: Mapping[str, Sequence[int]], config: BenchConfig
+) -> list[Cell]:
+    """The same for methods and their draft lengths."""
+    plan = [
+        (prompt, method, temperature, gamma, repeat)
+        for prompt in prompts
+        for method, lengths in gammas.items()
+        for temperature in config.decoding.temperatures
+        for gamma in lengths
+        for repeat in range(config.decoding.repeats)
+    ]
+    random.Random(config.seed).shuffle(plan)
+    return [
+        Cell(order, *what, seed=random.Random(f"{config.seed}|{what[0].id}|{what[1:]}").getrandbits(62))
+        for order, what in enumerate(plan)
+    ]
+
+
+def _gammas(config: BenchConfig, method: str, drafter: Drafter | None) -> tuple[int, ...]:
+    """Draft lengths of a method's generations; 0: plain, or a drafter on its own."""
+    if method == TARGET:
+        return (0,)
+    if is_adaptive(drafter):
+        return (max(config.decoding.gammas),)
+    alone = config.decoding.student_alone and isinstance(drafter, ModelDrafter)
+    return (*config.decoding.gammas, *((0,) if alone else ()))
+
+
+def is_adaptive(drafter: Drafter | None) -> bool:
+    """Whether it decides on the length of its drafts."""
+    return isinstance(drafter, ModelDrafter) and drafter.adaptive is not None
+
+
+def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> GenerationRecord:
+    """The record of a generation with what came of it, by field."""
+    plain = cell.method == TARGET
+    alone = cell.gamma == 0 and not plain
+    rule = "none" if plain else ALONE if alone else "greedy" if cell.temperature == 0 else config.decoding.rule
+    return GenerationRecord(
+        method=cell.method,
+        prompt_id=cell.prompt.id,
+        category=cell.prompt.category,
+        repeat=cell.repeat,
+        order=cell.order,
+        temperature=cell.temperature,
+        top_k=config.decoding.top_k,
+        top_p=config.decoding.top_p,
+        gamma=cell.gamma,
+        adaptive=is_adaptive(suite.drafters[cell.method]),
+        rule=rule,
+        lossless=not alone and rule not in LOSSY,
+        seed=cell.seed,
+        n_prompt_tokens=len(cell.prompt.input_ids),
+        reference=cell.prompt.reference,
+        **outcome,
+    )
+
+
+def record_key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
+    """As the key of its cell."""
+    return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat
+
+
+def judge_divergences(
+    target: PreTrainedModel, prompts: Sequence[Prompt], records: Sequence[GenerationRecord]
+) -> dict[int, str]:
+    """By ``order`` of the record: why a greedy output left the plain target's, by the target's own logits."""
+    ids = {prompt.id: prompt.input_ids for prompt in prompts}
+    return {
+        ours.order: classify_divergence(
+            target,
+            ids[ours.prompt_id],
+            ours.token_ids,
+            theirs.token_ids,
+            tolerance=TIE_TOLERANCE,
+        )
+        for ours, theirs in divergent(records)
+    }

@@ -1,0 +1,180 @@
+"""The folder of a run: opened or gone on with, filled by whatever decodes, and closed with what it comes to."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from specalign.analysis.load_rows import load_rows
+from specalign.analysis.summary import summarise
+from specalign.analysis.verdict import trust_checks
+from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.preflight import findings
+from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
+from specalign.config import as_table
+from specalign.errors import UserError
+from specalign.files import file_sha256
+from specalign.metrics import METRICS_VERSION
+from specalign.preflight import require_passed
+from specalign.probes import PROBES_FILE, Probe, probe_lines, read_probes
+from specalign.provenance import Load
+from specalign.results import (
+    RECORDS_FILE,
+    RESULT_FILE,
+    BenchmarkResult,
+    GenerationRecord,
+    read_records,
+    read_result,
+    write_result,
+)
+
+WARMUP_TOKENS = 8
+"""Longest of the unrecorded generations with which a run begins."""
+IDENTITY = ("target", "data", "decoding", "drafter", "include", "seed", "device", "threads", "engine")
+"""Fields of the config that make two runs the same run."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """A run that is ready to begin, as an engine makes it of a config."""
+
+    suite: Suite
+    n_requested: int
+    """Generations."""
+    provenance: dict[str, Any]
+    """What is known before the first generation."""
+    measure: Callable[[], None]
+    """Appends to records.jsonl and probes.jsonl what is not there yet."""
+    judge: Callable[[Sequence[GenerationRecord]], Mapping[int, str]]
+    """By ``order`` of the record: why a greedy output left the plain target's ("tie", "numeric" or what else)."""
+    facts: Sequence[Probe] = ()
+    """Probes made before the first generation."""
+
+
+def fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> BenchmarkResult:
+    """Run, or go on with, the suite of ``config`` in its output folder; returns the complete result.
+
+    A complete run of the same config and checkpoints is returned as it is. Raises UserError where the folder
+    holds another run. On Ctrl-C the result is written with status "interrupted" and the rows of what was made,
+    and KeyboardInterrupt goes on.
+    """
+    checkpoints = checkpoint_hashes(config)
+    before = _existing(config, checkpoints)
+    if before is not None and before.status == "complete":
+        print(f"{config.output} is complete already; --overwrite runs it again")
+        return before
+    require_passed(findings(config, data=False))
+    decoding = begin(config)
+    result = _opening(config, decoding, checkpoints)
+    _prepare(config, before, result)
+    append_probes(config.output, decoding.facts)
+    write_result(config.output, result)
+    load = Load()
+    try:
+        decoding.measure()
+    except KeyboardInterrupt:
+        write_result(config.output, _closing(_ended(result, "interrupted", load), decoding, config.output))
+        raise
+    result = _closing(_ended(result, "complete", load), decoding, config.output)
+    write_result(config.output, result)
+    return result
+
+
+def append_probes(folder: Path, probes: Sequence[Probe]) -> None:
+    """Add to the run's probes.jsonl."""
+    with open(folder / PROBES_FILE, "a", encoding="utf-8") as file:
+        file.write(probe_lines(probes))
+
+
+def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResult | None:
+    """The run in the output folder, if it is the same; None where there is none, or it is to be replaced."""
+    folder = config.output
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; choose another --output")
+    if not (folder / RESULT_FILE).exists():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise UserError(f"{folder} exists and holds no benchmark run; choose another --output")
+        return None
+    if config.overwrite:
+        return None
+    result = read_result(folder)
+    table, before_them = as_table(config), as_table(BenchConfig())
+    different = [key for key in IDENTITY if result.config.get(key, before_them.get(key)) != table.get(key)]
+    recorded = result.provenance.get("checkpoints", {})
+    different += [f"the weights of {name}" for name, now in checkpoints.items() if recorded.get(name) != now]
+    if different:
+        raise UserError(
+            f"{folder} holds another run (it differs in {', '.join(different)}); "
+            "choose another --output, or --overwrite it"
+        )
+    return result
+
+
+def _opening(config: BenchConfig, decoding: Decoding, checkpoints: dict[str, str]) -> BenchmarkResult:
+    """The result of a run that has not begun, with the facts of its data in the provenance."""
+    suite = decoding.suite
+    return BenchmarkResult(
+        status="running",
+        suite=config.suite.stem if config.suite else "default",
+        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        config=as_table(config),
+        provenance=decoding.provenance | {"checkpoints": checkpoints} | data_facts(suite),
+        metrics_version=METRICS_VERSION,
+        target=suite.target_info,
+        drafters=suite.drafter_infos,
+        n_requested=decoding.n_requested,
+        n_effective=0,
+        n_failed=0,
+    )
+
+
+def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: BenchmarkResult) -> None:
+    """Make the folder ready: a new or replaced run starts without records, an interrupted one keeps its own."""
+    path = config.output / RECORDS_FILE
+    if before is None:
+        config.output.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+        (config.output / PROBES_FILE).write_bytes(b"")
+    elif before.provenance.get("prompts_sha256") != result.provenance["prompts_sha256"]:
+        raise UserError(f"{config.output} was begun with other prompts: the data changed; --overwrite it")
+    else:
+        _drop_broken_tail(path)
+        _drop_broken_tail(config.output / PROBES_FILE)
+
+
+def _ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
+    """The result with how busy others kept the machine meanwhile."""
+    hardware = result.provenance["hardware"] | {"busy_during": load.others()}
+    return replace(result, status=status, provenance=result.provenance | {"hardware": hardware})
+
+
+def _closing(result: BenchmarkResult, decoding: Decoding, folder: Path) -> BenchmarkResult:
+    """What the records and probes come to."""
+    path, probes_path = folder / RECORDS_FILE, folder / PROBES_FILE
+    records, probes = list(read_records(path)), read_probes(probes_path)
+    place = {method: index for index, method in enumerate(decoding.suite.drafters)}
+    rows = summarise(records, decoding.judge(records), probes)
+    rows.sort(key=lambda row: (row.temperature, place[row.method], row.gamma))
+    statuses = [record.status for record in records]
+    return replace(
+        result,
+        n_effective=statuses.count("ok"),
+        n_failed=statuses.count("failed"),
+        rows=rows,
+        load=load_rows(probes),
+        checks=trust_checks(result, records, rows, probes),
+        records_sha256=file_sha256(path) if result.status == "complete" else "",
+        probes_sha256=file_sha256(probes_path) if result.status == "complete" else "",
+    )
+
+
+def _drop_broken_tail(path: Path) -> None:
+    """Cut off a last line that a crash left half-written; make the file where there is none."""
+    content = path.read_bytes() if path.exists() else b""
+    end = content.rfind(b"\n") + 1
+    with open(path, "ab") as file:
+        os.truncate(file.fileno(), end)
