@@ -8,6 +8,10 @@ DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
 BUDGET ?= 24_000
 SEEDS ?= 0 1 2
 PROMPTS ?= 12
+WORKERS ?= 2
+# Tests in WORKERS processes of one thread each: tiny models gain nothing from more, and threads of two runs get in each
+# other's way.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 STUDY_ARMS := seqkd forward_kl jsd rank_pure rank_calibrated rank_anchored jsd_rank gkd
 STUDY_SURVIVORS := rank_anchored jsd
 STUDY_SINGLE := untrained aligned broken_start four_layers full_head
@@ -38,11 +42,11 @@ study-long: $(INSTALLED) ## the study's two survivors with ten times the tokens,
 		$(foreach arm,$(STUDY_SURVIVORS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study_long/$(arm)/seed-$(seed)))
 	$(BIN)/python benchmarks/study_answer.py reports/study-long --training runs/study_long --baseline jsd
 
-test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores)
-	$(BIN)/python -m pytest
+test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores; WORKERS=8 where there are more)
+	$(PYTEST)
 
 test-slow: $(INSTALLED) ## run the tests that need minutes or the real SmolLM2
-	$(BIN)/python -m pytest -m "slow and not vllm and not gpu and not network"
+	$(PYTEST) -m "slow and not vllm and not gpu and not network"
 
 test-vllm: $(INSTALLED) $(VLLM)/bin/vllm ## run the tests against a real vLLM (its environment is made first)
 	SPECALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/serving
