@@ -33,14 +33,14 @@ study: $(INSTALLED) ## every objective on equal budgets, benchmarked and compare
 	$(BIN)/specalign-bench run --suite benchmarks/study.toml --data.limit $(PROMPTS) --output reports/study --drafter \
 		$(foreach arm,$(STUDY_ARMS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study/$(arm)/seed-$(seed))) \
 		$(foreach arm,$(STUDY_SINGLE),$(arm)=runs/study/$(arm)/seed-0)
-	$(BIN)/python benchmarks/study_answer.py reports/study --training runs/study
+	$(BIN)/specalign-bench study reports/study --training runs/study --baseline forward_kl
 
 study-long: $(INSTALLED) ## the study's two survivors with ten times the tokens, three seeds, compiled target (about 2 hours)
 	$(BIN)/specalign-train --recipe training/study_long.toml --output runs/study_long \
 		--seeds $(SEEDS) --compare $(STUDY_SURVIVORS)
 	$(BIN)/specalign-bench run --suite benchmarks/study_long.toml --output reports/study-long --drafter \
 		$(foreach arm,$(STUDY_SURVIVORS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study_long/$(arm)/seed-$(seed)))
-	$(BIN)/python benchmarks/study_answer.py reports/study-long --training runs/study_long --baseline jsd
+	$(BIN)/specalign-bench study reports/study-long --training runs/study_long --baseline jsd
 
 test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores; WORKERS=8 where there are more)
 	$(PYTEST)

@@ -54,7 +54,7 @@ def test_training_and_benchmarks_are_strangers() -> None:
     assert not imports_from("benchmarks", "training")
 
 
-def test_reports_know_results_and_metrics_only() -> None:
+def test_reports_know_results_and_what_follows_from_them() -> None:
     assert not imports_from("reports", "losses", "models", "data", "decoding", "training", "benchmarks")
 
 

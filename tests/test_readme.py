@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 import shlex
@@ -10,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from specalign.analysis.study import read_study
 from specalign.benchmarks.cli import COMMANDS, parse_run
-from specalign.probes import read_run
+from specalign.reports.study import answer
 from specalign.reports.tables import comparison
 from specalign.results import read_result
 from specalign.training.cli import COMMANDS as TRAIN_COMMANDS
@@ -100,17 +100,8 @@ def test_the_studys_answer_comes_out_of_its_page(kind: str, folder: str) -> None
 )
 def test_the_studys_page_comes_out_of_its_records(run: str, baseline: str) -> None:
     folder = ROOT / "reports" / run
-    name = "study_answer"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    curves = json.loads((folder / module.TRAINING).read_text(encoding="utf-8"))
     page = (folder / "answer.md").read_text(encoding="utf-8").splitlines()
-    assert [
-        line for text in module.answer(read_run(folder), curves, baseline) for line in text.split("\n")
-    ] == page
+    assert [line for text in answer(read_study(folder, baseline)) for line in text.split("\n")] == page
 
 
 def test_the_quantisation_table_comes_out_of_its_file() -> None:

@@ -1,10 +1,11 @@
-"""The commands that read finished runs, or none: explain, deploy, plan, seeds, convert, verify, schema."""
+"""The commands that read finished runs, or none: explain, deploy, plan, seeds, study, convert, verify, schema."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from specalign.benchmarks.arguments import flags, run_folders
@@ -59,6 +60,16 @@ class SeedsConfig:
 
     group: tuple[str, ...] = ()
     """Sides, each as NAME=DRAFTER,DRAFTER,...; none: drafters of one training method are a side."""
+
+
+@dataclass(frozen=True)
+class StudyConfig:
+    """Write RUN/answer.md: which objective, for which decoding, by how much; its drafters are named OBJECTIVE-SEED."""
+
+    training: Path | None = None
+    """Folder of the training runs, OBJECTIVE/seed-N: their validation curves are kept as RUN/training.json."""
+    baseline: str = ""
+    """Objective to compare with; empty: that of RUN/hypotheses.toml, else the first with several seeds."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +178,21 @@ def seeds_command(arguments: Sequence[str]) -> None:
     if not found:
         raise UserError("no two of these objectives were measured at the same temperature, gamma and prompts")
     print("\n".join(lines(found)))
+
+
+def study_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench study RUN --training runs/study``."""
+    (folder,), config = run_folders("study", arguments, StudyConfig(), most=1)
+    from specalign.analysis.study import TRAINING, curves_of
+    from specalign.files import write_json
+    from specalign.reports.study import write_study
+
+    if config.training:
+        if not config.training.is_dir():
+            raise UserError(f"no such folder: {config.training}")
+        write_json(folder / TRAINING, curves_of(config.training))
+    answer = write_study(folder, config.baseline)
+    print(answer.read_text(encoding="utf-8"))
 
 
 def convert_command(arguments: Sequence[str]) -> None:

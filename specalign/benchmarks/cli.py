@@ -17,6 +17,7 @@ from specalign.benchmarks.analysis_cli import (
     plan_command,
     schema_command,
     seeds_command,
+    study_command,
     verify_command,
 )
 from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
@@ -43,6 +44,7 @@ commands:
   deploy RUN                                 print the vllm serve command with the gamma that a run recommends
   plan --target-ms ... --alpha ...           predict speed-ups from times measured elsewhere
   seeds RUN RUN ...                          compare objectives over training seeds
+  study RUN --training runs/study            write which objective won, for which decoding, by how much
   convert RUN --to vllm                      show a run's acceptance in another project's figures
   verify RUN                                 recompute every figure from the raw files
   schema --of result                         print the JSON schema of a run's file
@@ -258,6 +260,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "deploy": deploy_command,
     "plan": plan_command,
     "seeds": seeds_command,
+    "study": study_command,
     "convert": convert_command,
     "verify": verify_command,
     "schema": schema_command,
