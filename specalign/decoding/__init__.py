@@ -5,11 +5,14 @@ result = generate(target, ModelDrafter(drafter), prompt_ids, gamma=4, max_new_to
 result.token_ids[0]
 """
 
+from specalign.decoding.copying import PromptLookup, SuffixLookup
 from specalign.decoding.draft_length import Adaptive
-from specalign.decoding.drafters import Drafter, ModelDrafter, PromptLookup
+from specalign.decoding.drafters import Drafter, ModelDrafter
 from specalign.decoding.generate import generate, stream
+from specalign.decoding.hybrid import Hybrid
 from specalign.decoding.records import Generation, Step
 from specalign.decoding.stepper import Shapes, Stepper, make_stepper
+from specalign.decoding.suffix_index import SuffixIndex
 from specalign.decoding.verification import RULES
 
 __all__ = [
@@ -17,11 +20,14 @@ __all__ = [
     "Adaptive",
     "Drafter",
     "Generation",
+    "Hybrid",
     "ModelDrafter",
     "PromptLookup",
     "Shapes",
     "Step",
     "Stepper",
+    "SuffixIndex",
+    "SuffixLookup",
     "generate",
     "make_stepper",
     "stream",

@@ -61,21 +61,38 @@ class Adaptive:
         return ratios[-1] + (n - len(ratios) + 1) * max(0.0, slope)
 
 
-class DraftLength:
-    """The policy of one row of one request."""
+class Rate:
+    """Tokens per cost of one row's request so far, in plain steps: r."""
 
-    def __init__(self, costs: Adaptive) -> None:
+    def __init__(self) -> None:
+        self.tokens, self.paid = 1.0, 1.0  # as if one plain step had been made
+
+    @property
+    def value(self) -> float:
+        """Never below 1, which is plain decoding."""
+        return max(1.0, self.tokens / self.paid)
+
+    def add(self, n_tokens: int, cost: float) -> None:
+        """A step that emitted ``n_tokens`` at ``cost`` plain steps."""
+        self.tokens += n_tokens
+        self.paid += cost
+
+
+class DraftLength:
+    """The policy of one row of one request, for one drafter; drafters of the same row share its ``rate``."""
+
+    def __init__(self, costs: Adaptive, rate: Rate | None = None) -> None:
         self.costs = costs
+        self.rate = rate or Rate()
         self.all = _Share(PRIOR_ACCEPTANCE)
         self.alike = [_Share((place + 0.5) / BINS) for place in range(BINS)]
-        self.tokens, self.paid = 1.0, 1.0  # as if one plain step had been made
         self.confidences: list[float] = []
         self.limit, self.stopped = 0, True
 
     def begin(self, limit: int, n_accepted: int | None) -> None:
         """A step of up to ``limit`` drafted tokens; ``n_accepted`` of the last one's were (None: there was none)."""
         if n_accepted is not None:
-            self._learn(n_accepted)
+            self.settle(n_accepted)
         self.confidences, self.limit, self.stopped = [], limit, False
 
     def drafted(self, confidence: float) -> None:
@@ -88,12 +105,27 @@ class DraftLength:
         self.stopped = self.stopped or not self._pays()
         return not self.stopped
 
+    def promise(self, confidences: Sequence[float], limit: int) -> tuple[float, int]:
+        """(gain, n): the most that a draft of n = 0..limit tokens is expected to gain, in tokens, and its length.
+
+        S_1 + ... + S_n - r (C_n - C_0). ``confidences`` are those of the first tokens; beyond them the mean acceptance
+        counts. (0, 0) where no draft pays.
+        """
+        survival, gain, best = 1.0, 0.0, (0.0, 0)
+        rate, spent = self.rate.value, self.costs.cost(0)
+        for n in range(1, limit + 1):
+            share = self._like(confidences[n - 1]) if n <= len(confidences) else self.all
+            survival *= share.mean
+            gain += survival
+            best = max(best, (gain - rate * (self.costs.cost(n) - spent), n), key=lambda pair: pair[0])
+        return best
+
     def _pays(self) -> bool:
         done = len(self.confidences)
         survival, gain = 1.0, 0.0
         for confidence in self.confidences:
             survival *= self._like(confidence).mean
-        rate, spent = max(1.0, self.tokens / self.paid), self.costs.cost(done)
+        rate, spent = self.rate.value, self.costs.cost(done)
         for n in range(done + 1, self.limit + 1):
             survival *= self.all.mean
             gain += survival
@@ -101,15 +133,20 @@ class DraftLength:
                 return True
         return False
 
-    def _learn(self, n_accepted: int) -> None:
-        for share in (self.all, *self.alike):
-            share.forget()
+    def settle(self, n_accepted: int) -> None:
+        """The step is over: ``n_accepted`` of its drafted tokens were accepted."""
+        self.forget()
         examined = self.confidences[: n_accepted + 1]
         for place, confidence in enumerate(examined):
             for share in (self.all, self._like(confidence)):
                 share.see(place < n_accepted)
-        self.tokens += 1 + n_accepted
-        self.paid += self.costs.cost(len(self.confidences))
+        self.rate.add(1 + n_accepted, self.costs.cost(len(self.confidences)))
+        self.confidences = []
+
+    def forget(self) -> None:
+        """A step went by: what was seen weighs less, so that what failed is tried again."""
+        for share in (self.all, *self.alike):
+            share.forget()
 
     def _like(self, confidence: float) -> _Share:
         return self.alike[min(BINS - 1, int(confidence * BINS))]
@@ -132,3 +169,53 @@ class _Share:
     def forget(self) -> None:
         self.hits *= FORGETTING
         self.seen *= FORGETTING
+
+
+class DraftLengths:
+    """The adaptive draft lengths of a batch, each row's by its own policy."""
+
+    def __init__(self, costs: Adaptive, n_rows: int) -> None:
+        self.rows = [DraftLength(costs) for _ in range(n_rows)]
+        self.before: list[int | None] = [None] * n_rows
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens that each row has drafted in this step."""
+        return [len(row.confidences) for row in self.rows]
+
+    def settle(self, sequences: Sequence[Sequence[int]], drafted: Sequence[bool] | None = None) -> None:
+        """The last step added its accepted tokens and one more to each sequence.
+
+        ``drafted`` says of which rows this drafter made that step's draft (None: of all). Settling a step twice is
+        settling it once.
+        """
+        lengths = [len(sequence) for sequence in sequences]
+        own = drafted or [True] * len(lengths)
+        for row, before, now, mine in zip(self.rows, self.before, lengths, own, strict=True):
+            if before is not None and now > before:
+                row.settle(now - before - 1) if mine else row.forget()
+        self.before = list(lengths)
+
+    def begin(self, limits: Sequence[int]) -> None:
+        """A step begins, of up to ``limits`` drafted tokens."""
+        for row, limit in zip(self.rows, limits, strict=True):
+            row.begin(limit, None)
+
+    def go_on(self) -> bool:
+        """Whether any row drafts another token."""
+        wishes = [row.goes_on() for row in self.rows]
+        return any(wishes)
+
+    def drafted(self, confidences: Sequence[float]) -> None:
+        """Every row got a token; it counts for those that have not stopped."""
+        for row, confidence in zip(self.rows, confidences, strict=True):
+            row.drafted(confidence)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.rows, self.before = [self.rows[row] for row in rows], [self.before[row] for row in rows]
+
+    def share_rates(self, other: DraftLengths) -> None:
+        """Both draft for the same rows: what either spends and gains counts for both."""
+        for ours, theirs in zip(self.rows, other.rows, strict=True):
+            ours.rate = theirs.rate

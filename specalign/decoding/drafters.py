@@ -1,4 +1,4 @@
-"""Where drafts come from: a smaller model, or the text so far."""
+"""Where drafts come from: what a drafter is, and the smaller model. Copies of the text: ``copying``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from specalign.decoding.draft_length import Adaptive, DraftLength
+from specalign.decoding.draft_length import Adaptive, DraftLengths
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
@@ -99,14 +99,14 @@ class ModelDrafter:
         if free is not None and max(free) < 1:
             return Undrafted(self.model.device)
         session = Session.start(self.ready, prompts, n_new)
-        lengths = None if self.adaptive is None else _Lengths(self.adaptive, len(prompts))
+        lengths = None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts))
         return _ModelDrafting(session, sampling, target.head.width, lengths)
 
 
 class _ModelDrafting:
     """One request of a ModelDrafter. Drafting gamma tokens never waits for the device."""
 
-    def __init__(self, session: Session, sampling: Sampling, width: int, lengths: _Lengths | None) -> None:
+    def __init__(self, session: Session, sampling: Sampling, width: int, lengths: DraftLengths | None) -> None:
         self.session, self.sampling, self.width, self.lengths = session, sampling, width, lengths
         self.context = context_limit(session.model)
 
@@ -114,12 +114,10 @@ class _ModelDrafting:
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
     ) -> Draft:
         """x_1, ..., x_n ~ q, one forward call each; nothing beyond the drafter's context."""
-        if self.context is not None:
-            limits = [
-                max(0, min(n, self.context - len(text))) for n, text in zip(limits, sequences, strict=True)
-            ]
+        limits = self._within_context(sequences, limits)
         if self.lengths:
-            self.lengths.begin(sequences, limits)
+            self.lengths.settle(sequences)
+            self.lengths.begin(limits)
         if not any(limits) or (self.lengths and not self.lengths.go_on()):
             return nothing(len(sequences), self.session.model.device)
         pending = self._pending(sequences)
@@ -138,6 +136,17 @@ class _ModelDrafting:
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
         return Draft(torch.cat(ids, 1), counts, torch.stack(distributions, 1) if distributions else None)
+
+    def promise(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[float]:
+        """By the mean acceptance so far: what a token will be trusted with is known once it is drafted."""
+        assert self.lengths, "a drafter without costs promises nothing"
+        within = self._within_context(sequences, limits)
+        return [row.promise((), limit)[0] for row, limit in zip(self.lengths.rows, within, strict=True)]
+
+    def _within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
+        if self.context is None:
+            return limits
+        return [max(0, min(n, self.context - len(text))) for n, text in zip(limits, sequences, strict=True)]
 
     def _confidence(self, logits: Tensor, q: Tensor | None, ids: Tensor) -> list[float]:
         """The drafter's probability of each row's token [B, 1]; at temperature 1 where decoding is greedy."""
@@ -176,86 +185,3 @@ class _ModelDrafting:
         if self.session.head.ids is not None:
             return q.new_zeros(*q.shape[:-1], self.width).index_copy_(-1, self.session.head.ids, q)
         return functional.pad(q, (0, self.width - q.shape[-1]))
-
-
-class _Lengths:
-    """The adaptive draft lengths of a batch, each row's by its own policy."""
-
-    def __init__(self, adaptive: Adaptive, n_rows: int) -> None:
-        self.rows = [DraftLength(adaptive) for _ in range(n_rows)]
-        self.before: list[int | None] = [None] * n_rows
-
-    @property
-    def counts(self) -> list[int]:
-        """Tokens that each row has drafted in this step."""
-        return [len(row.confidences) for row in self.rows]
-
-    def begin(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> None:
-        """A step begins: the last one added its accepted tokens and one more to each sequence."""
-        lengths = [len(sequence) for sequence in sequences]
-        for row, limit, before, now in zip(self.rows, limits, self.before, lengths, strict=True):
-            row.begin(limit, None if before is None else now - before - 1)
-        self.before = list(lengths)
-
-    def go_on(self) -> bool:
-        """Whether any row drafts another token."""
-        wishes = [row.goes_on() for row in self.rows]
-        return any(wishes)
-
-    def drafted(self, confidences: Sequence[float]) -> None:
-        """Every row got a token; it counts for those that have not stopped."""
-        for row, confidence in zip(self.rows, confidences, strict=True):
-            row.drafted(confidence)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        self.rows, self.before = [self.rows[row] for row in rows], [self.before[row] for row in rows]
-
-
-@dataclass(frozen=True)
-class PromptLookup:
-    """Copy what followed the latest earlier occurrence of the last n-gram (Saxena 2023, prompt lookup)."""
-
-    max_ngram: int = 3
-    """Longest n-gram to look for, in tokens; shorter ones are tried after it."""
-
-    def start(
-        self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
-    ) -> Drafting:
-        """Remember the prompts: an encoder-decoder model's decoder sequence does not contain them."""
-        return _LookupDrafting([list(prompt) for prompt in prompts], self.max_ngram, target.model.device)
-
-
-class _LookupDrafting:
-    """One request of a PromptLookup."""
-
-    def __init__(self, prompts: list[list[int]], max_ngram: int, device: torch.device) -> None:
-        self.prompts, self.max_ngram, self.device = prompts, max_ngram, device
-
-    def draft(
-        self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
-    ) -> Draft:
-        """Copies; a row without an earlier occurrence proposes nothing."""
-        texts = [
-            sequence if list(sequence[: len(prompt)]) == prompt else [*prompt, *sequence]
-            for prompt, sequence in zip(self.prompts, sequences, strict=True)
-        ]
-        found = [lookup(text, self.max_ngram)[:limit] for text, limit in zip(texts, limits, strict=True)]
-        width = max(map(len, found))
-        padded = [[*row, *[0] * (width - len(row))] for row in found]
-        return Draft(to_device(padded, self.device), [len(row) for row in found], None)
-
-    def keep(self, rows: Sequence[int]) -> None:
-        """Go on with these rows only."""
-        self.prompts = [self.prompts[row] for row in rows]
-
-
-def lookup(text: Sequence[int], max_ngram: int) -> list[int]:
-    """What followed the latest earlier occurrence of the longest suffix of at most ``max_ngram`` tokens."""
-    text = list(text)
-    for n in range(min(max_ngram, len(text) - 1), 0, -1):
-        suffix = text[-n:]
-        for start in range(len(text) - n - 1, -1, -1):
-            if text[start : start + n] == suffix:
-                return text[start + n :]
-    return []

@@ -17,7 +17,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.benchmarks import selftest
-from specalign.decoding import RULES, Adaptive, Drafter, ModelDrafter, PromptLookup, generate
+from specalign.decoding import (
+    RULES,
+    Adaptive,
+    Drafter,
+    Hybrid,
+    ModelDrafter,
+    PromptLookup,
+    SuffixLookup,
+    generate,
+)
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session
 from specalign.decoding.verification import Verdict, block, lenience, pick, token
@@ -84,6 +93,11 @@ def chi_square(counts: Counter[tuple[int, ...]], joint: dict[tuple[int, ...], fl
     return selftest.chi_square(counts, joint)
 
 
+def hybrid(model: PreTrainedModel) -> Hybrid:
+    """Both parts are tried: copies are right by chance, a draft of the model is dear."""
+    return Hybrid((SuffixLookup(Adaptive(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=Adaptive(0.3))))
+
+
 def even_ids(model: PreTrainedModel) -> ModelDrafter:
     return ModelDrafter(model, torch.tensor([0, 2, 4]))
 
@@ -91,7 +105,9 @@ def even_ids(model: PreTrainedModel) -> ModelDrafter:
 @pytest.mark.parametrize("sampling", [PLAIN, FILTERED], ids=["plain", "filtered"])
 @pytest.mark.parametrize("gamma", [1, 3])
 @pytest.mark.parametrize(
-    "make", [ModelDrafter, even_ids, lambda _model: PromptLookup()], ids=["model", "trimmed", "lookup"]
+    "make",
+    [ModelDrafter, even_ids, lambda _model: PromptLookup(), lambda _model: SuffixLookup(), hybrid],
+    ids=["model", "trimmed", "lookup", "suffix", "hybrid"],
 )
 def test_output_follows_the_target(
     target: PreTrainedModel,

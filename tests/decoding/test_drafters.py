@@ -10,8 +10,8 @@ from transformers import PreTrainedModel
 
 from specalign.decoding import divergence
 from specalign.decoding.cache import RowCache
+from specalign.decoding.copying import lookup
 from specalign.decoding.divergence import classify_divergence, first_difference
-from specalign.decoding.drafters import lookup
 from specalign.decoding.session import Session, shared_prefixes
 from specalign.decoding.stepper import Stepper
 from specalign.models.heads import head_of

@@ -12,7 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from specalign.decoding import Adaptive, Drafter, Generation, ModelDrafter, PromptLookup, generate
+from specalign.decoding import (
+    Adaptive,
+    Drafter,
+    Generation,
+    Hybrid,
+    ModelDrafter,
+    PromptLookup,
+    SuffixLookup,
+    generate,
+)
 from specalign.errors import UserError
 from specalign.models.tiny import FAMILIES
 
@@ -32,11 +41,20 @@ def drafters(build: Build, family: str) -> dict[str, Drafter]:
         "trimmed": ModelDrafter(near, torch.arange(0, 40, 3)),
         "lookup": PromptLookup(),
         "adaptive": ModelDrafter(near, adaptive=Adaptive(0.2)),
+        "suffix": SuffixLookup(),
+        "hybrid": hybrid(near),
     }
 
 
+def hybrid(model: PreTrainedModel) -> Hybrid:
+    """Copies, and a model whose drafts are dear enough for both to be chosen."""
+    return Hybrid((SuffixLookup(Adaptive(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=Adaptive(0.2))))
+
+
 @pytest.mark.parametrize("gamma", [1, 2, 5, 8])
-@pytest.mark.parametrize("kind", ["useless", "near", "identical", "trimmed", "lookup", "adaptive"])
+@pytest.mark.parametrize(
+    "kind", ["useless", "near", "identical", "trimmed", "lookup", "adaptive", "suffix", "hybrid"]
+)
 def test_greedy_output_is_that_of_a_loop_without_cache(
     build: Build, naive_greedy: Naive, family: str, kind: str, gamma: int
 ) -> None:
@@ -170,6 +188,8 @@ def require_rows_of(
         "trimmed": ModelDrafter(model, torch.arange(0, 40, 3)),
         "adaptive": ModelDrafter(model, adaptive=Adaptive(0.15, (1.0, 1.1))),
         "lookup": PromptLookup(),
+        "suffix": SuffixLookup(),
+        "hybrid": hybrid(model),
     }
     target = build(family)
     result = generate(target, kinds[kind], prompts, gamma=gamma, max_new_tokens=n_new, eos=tuple(eos))

@@ -1,0 +1,198 @@
+"""Drafts without a model: copies of what followed the same words before."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from specalign.decoding.draft_length import Adaptive, DraftLengths
+from specalign.decoding.drafters import Draft, Drafting
+from specalign.decoding.sampling import Sampling
+from specalign.decoding.session import Session
+from specalign.decoding.suffix_index import Match, SuffixIndex
+from specalign.decoding.transfer import to_device
+
+SEPARATOR = -2
+"""No token: between an encoder's prompt and what the decoder writes."""
+UNKNOWN = 0.5
+"""Confidence of a copy of which nothing is known."""
+MATCHES = (1, 2, 4, 8)
+"""Longest matched context, in tokens, of each class of confidence but the last."""
+ASSUMED = Adaptive(0.0, (1.0, 1.1))
+"""Where nothing was measured: a copy costs nothing, and each further position of a target's call a tenth of a step."""
+
+
+Copies = list[tuple[list[int], list[float]]]
+"""Of each row the copied tokens, and how far each is trusted."""
+
+
+class Copier(Protocol):
+    """Copies for one row of one request."""
+
+    def __call__(self, sequence: Sequence[int], limit: int) -> tuple[list[int], list[float]]:
+        """Up to ``limit`` tokens to follow ``sequence``, and how far each is trusted, 0 to 1."""
+
+
+@dataclass(frozen=True)
+class PromptLookup:
+    """Copy what followed the latest earlier occurrence of the last n-gram (Saxena 2023, prompt lookup)."""
+
+    max_ngram: int = 3
+    """Longest n-gram to look for, in tokens; shorter ones are tried after it."""
+    adaptive: Adaptive | None = None
+    """Copy no more than is expected to pay; None: gamma tokens."""
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
+    ) -> Drafting:
+        """Remember the prompts: an encoder-decoder model's decoder sequence does not contain them."""
+        copiers = [_ngram_copier(list(prompt), self.max_ngram) for prompt in prompts]
+        return _CopyDrafting(copiers, self.adaptive, target.model.device)
+
+
+@dataclass(frozen=True)
+class SuffixLookup:
+    """Copy what most often followed the longest earlier occurrence of the text's end.
+
+    The idea of suffix decoding (Oliaro et al. 2024, arXiv:2411.04975) on a suffix automaton, whose cost a token does
+    not depend on the length of the text. How much is copied follows from the length of the match: the longer the
+    context that a token follows, the further it is trusted, as the request's own copies showed.
+    """
+
+    adaptive: Adaptive = ASSUMED
+    """Copy no more than is expected to pay, by what verification costs."""
+    corpus: SuffixIndex | None = None
+    """More text to copy from (earlier outputs, documents), searched besides the prompt and the output so far; where
+    both match equally far, the request's own text is copied."""
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
+    ) -> Drafting:
+        """Index the prompts."""
+        copiers = [_SuffixCopier(list(prompt), self.corpus) for prompt in prompts]
+        return _CopyDrafting(copiers, self.adaptive, target.model.device)
+
+
+class _CopyDrafting:
+    """One request of a drafter that copies."""
+
+    def __init__(self, copiers: Sequence[Copier], costs: Adaptive | None, device: torch.device) -> None:
+        self.copiers, self.device = list(copiers), device
+        self.lengths = None if costs is None else DraftLengths(costs, len(self.copiers))
+        self.found: Copies = []
+        """The copies that a promise was made of, until they are drafted or looked for again."""
+
+    def draft(
+        self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
+    ) -> Draft:
+        """Copies; a row without an earlier occurrence proposes nothing."""
+        copies = self.found or self._copies(sequences, limits)
+        self.found = []
+        if self.lengths:
+            self.lengths.settle(sequences)
+            self.lengths.begin(limits)
+            copies = [self._paying(place, *copy) for place, copy in enumerate(copies)]
+        kept = [ids[:limit] for (ids, _), limit in zip(copies, limits, strict=True)]
+        width = max(map(len, kept))
+        padded = [[*ids, *[0] * (width - len(ids))] for ids in kept]
+        return Draft(to_device(padded, self.device), [len(ids) for ids in kept], None)
+
+    def promise(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[float]:
+        """By what its copies are trusted with."""
+        assert self.lengths, "a drafter without costs promises nothing"
+        self.found = self._copies(sequences, limits)
+        return [
+            row.promise(trust, min(len(trust), limit))[0]
+            for row, (_, trust), limit in zip(self.lengths.rows, self.found, limits, strict=True)
+        ]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.copiers = [self.copiers[row] for row in rows]
+        if self.lengths:
+            self.lengths.keep(rows)
+
+    def _copies(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Copies:
+        return [
+            copier(sequence, limit)
+            for copier, sequence, limit in zip(self.copiers, sequences, limits, strict=True)
+        ]
+
+    def _paying(self, place: int, ids: list[int], trust: list[float]) -> tuple[list[int], list[float]]:
+        """The part of a copy that is expected to pay, remembered as drafted."""
+        assert self.lengths
+        row = self.lengths.rows[place]
+        _, n = row.promise(trust, min(len(ids), row.limit))
+        for confidence in trust[:n]:
+            row.drafted(confidence)
+        return ids[:n], trust[:n]
+
+
+def _ngram_copier(prompt: list[int], max_ngram: int) -> Copier:
+    def copier(sequence: Sequence[int], limit: int) -> tuple[list[int], list[float]]:
+        text = list(sequence)
+        found = lookup(text if text[: len(prompt)] == prompt else [*prompt, *text], max_ngram)[:limit]
+        return found, [UNKNOWN] * len(found)
+
+    return copier
+
+
+class _SuffixCopier:
+    """The index of one row's text, and where the text's end stands in the corpus."""
+
+    def __init__(self, prompt: list[int], corpus: SuffixIndex | None) -> None:
+        self.prompt, self.corpus = prompt, corpus
+        self.index, self.in_corpus = SuffixIndex(), Match(0, 0)
+        self.n_read = 0
+        self._read(prompt)
+
+    def __call__(self, sequence: Sequence[int], limit: int) -> tuple[list[int], list[float]]:
+        """The continuation of the longer match."""
+        if not self.n_read:
+            self.n_read = self._read_before(sequence)
+        self._read(sequence[self.n_read :])
+        self.n_read = len(sequence)
+        index, match = self.index, self.index.match
+        if self.corpus and self.in_corpus.length > match.length:
+            index, match = self.corpus, self.in_corpus
+        ids: list[int] = []
+        trust: list[float] = []
+        for token, length in index.continuation(match):
+            if len(ids) == limit or token < 0:
+                break
+            ids.append(token)
+            trust.append(confidence(length))
+        return ids, trust
+
+    def _read_before(self, sequence: Sequence[int]) -> int:
+        """Tokens of the first sequence that are indexed already: the prompt, of a decoder-only model."""
+        if list(sequence[: len(self.prompt)]) == self.prompt:
+            return len(self.prompt)
+        self._read([SEPARATOR])
+        return 0
+
+    def _read(self, tokens: Sequence[int]) -> None:
+        self.index.extend(tokens)
+        if self.corpus:
+            for token in tokens:
+                self.in_corpus = self.corpus.advance(self.in_corpus, token)
+
+
+def confidence(length: int) -> float:
+    """How far a token is trusted that follows a match of ``length`` tokens, before anything was seen: 0.1 to 0.9."""
+    place = sum(length > most for most in MATCHES)
+    return (place + 0.5) / (len(MATCHES) + 1)
+
+
+def lookup(text: Sequence[int], max_ngram: int) -> list[int]:
+    """What followed the latest earlier occurrence of the longest suffix of at most ``max_ngram`` tokens."""
+    text = list(text)
+    for n in range(min(max_ngram, len(text) - 1), 0, -1):
+        suffix = text[-n:]
+        for start in range(len(text) - n - 1, -1, -1):
+            if text[start : start + n] == suffix:
+                return text[start + n :]
+    return []
