@@ -23,17 +23,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from bars import judged
 from transformers import PreTrainedModel
 
-from specalign.bars import judged
 from specalign.data import encode_prompts, load_examples
-from specalign.decoding import Adaptive, ModelDrafter, Shapes, Stepper, generate, make_stepper
+from specalign.decoding import DraftCosts, ModelDrafter, Shapes, Stepper, generate, make_stepper
 from specalign.decoding.session import Session
 from specalign.files import write_json
 from specalign.models.heads import Head
 from specalign.models.load import load_model, load_tokenizer, resolve_device
 from specalign.models.tiny import make_model, perturbed
-from specalign.provenance import Load, stamp
+from specalign.provenance import BusyMeter, stamp
 from specalign.templates import prompt_text
 
 GAMMA = 4
@@ -65,7 +65,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     device = resolve_device(args.device)
-    provenance, load = stamp(str(device)), Load()
+    provenance, load = stamp(str(device)), BusyMeter()
     target = load_model(args.target, dtype=torch.float32, device=device)
     drafter = load_model(args.drafter, dtype=torch.float32, device=device)
     prompts = _prompts(args.target, args.prompts)
@@ -257,12 +257,12 @@ def call_seconds(session: Session, n: int, rounds: int = 12) -> float:
     return statistics.median(times[2:])
 
 
-def step_costs(stepper: Stepper, drafter: ModelDrafter, prompt: Sequence[int]) -> Adaptive:
+def step_costs(stepper: Stepper, drafter: ModelDrafter, prompt: Sequence[int]) -> DraftCosts:
     """What an adaptive draft length needs to know, measured now."""
     target = Session.start(stepper, [list(prompt)], 2 * GAMMA)
     times = [call_seconds(target, n) for n in range(1, GAMMA + 2)]
     small = call_seconds(Session.start(drafter.ready, [list(prompt)], 2 * GAMMA), 1)
-    return Adaptive.measured(small, times)
+    return DraftCosts.measured(small, times)
 
 
 @torch.inference_mode()

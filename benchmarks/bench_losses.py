@@ -32,9 +32,9 @@ from typing import Any
 
 import pytest
 import torch
+from bars import peak_bytes, restart_peak
 from torch import Tensor
 
-from specalign.bars import peak_bytes, restart_peak
 from specalign.losses import LOSSES, Objective, chunked_loss, objective
 from specalign.models.heads import Head
 

@@ -28,14 +28,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from bars import judged, peak_bytes, resident_bytes, restart_peak
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2Config
 
-from specalign.bars import judged, peak_bytes, resident_bytes, restart_peak
 from specalign.data import Prompt, encode_prompts, load_examples
 from specalign.files import write_json
 from specalign.models.load import load_model, load_tokenizer
 from specalign.models.slicing import choose_layers, slice_layers
-from specalign.provenance import Load, stamp
+from specalign.provenance import BusyMeter, stamp
 from specalign.templates import prompt_text
 from specalign.training import journal, loop, optimiser, scoring, setup
 from specalign.training.config import (
@@ -103,7 +103,7 @@ def main() -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Both sides in turns."""
-    provenance, load = stamp("cpu"), Load()
+    provenance, load = stamp("cpu"), BusyMeter()
     sides = ["specalign"] + (["trl"] if _version("trl") else [])
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:

@@ -36,7 +36,7 @@ LEAST_LOAD_S = 0.25
 """The kernel counts processor time in hundredths of a second: a share of less than this tells nothing."""
 
 
-class Load:
+class BusyMeter:
     """How much of the processor's time others take, from its making on."""
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from specalign import provenance
-from specalign.provenance import Load, gpu_state, hardware
+from specalign.provenance import BusyMeter, gpu_state, hardware
 
 
 def test_the_stamp_says_where_and_how_busy() -> None:
@@ -26,18 +26,18 @@ def test_others_are_what_is_neither_idle_nor_ours(monkeypatch: pytest.MonkeyPatc
     times = iter([(100.0, 40.0, 5.0), (120.0, 48.0, 14.0)])
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     monkeypatch.setattr(provenance, "_processor_times", lambda: next(times))
-    assert Load().others() == pytest.approx(3 / 20)
+    assert BusyMeter().others() == pytest.approx(3 / 20)
 
 
 def test_the_share_of_others_is_a_share() -> None:
-    load = Load()
+    load = BusyMeter()
     end = time.process_time() + 0.3
     while time.process_time() < end:
         pass
     share = load.others()
     assert share is not None
     assert 0 <= share <= 1
-    assert Load().others() is None, "too short to tell"
+    assert BusyMeter().others() is None, "too short to tell"
 
 
 def test_what_a_gpu_tells_is_read_and_what_it_does_not_tell_is_left_out(

@@ -6,20 +6,18 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from specalign.analysis.summary import Group
 from specalign.metrics.comparisons import holm
 from specalign.metrics.sampled_tokens import Moments, acceptance_moments, total
 from specalign.probes import Probe, SampledProbe
 from specalign.results import GenerationRecord
-
-Row = tuple[str, float, int]
-"""Method, temperature, gamma."""
 
 
 @dataclass(frozen=True)
 class SamplerTest:
     """One row's tokens, or its acceptances, against what a faithful sampler gives."""
 
-    row: Row
+    row: Group
     what: str
     """"tokens" or "acceptances"."""
     n: int
@@ -31,7 +29,7 @@ class SamplerTest:
 
 def sampler_tests(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> list[SamplerTest]:
     """Both tests of every lossless row at a temperature above 0; empty where nothing was sampled."""
-    parts: dict[tuple[Row, str], list[tuple[int, Moments]]] = defaultdict(list)
+    parts: dict[tuple[Group, str], list[tuple[int, Moments]]] = defaultdict(list)
     for probe in probes:
         if isinstance(probe, SampledProbe):
             moments = Moments(probe.observed, probe.n_tokens / 2, probe.variance)

@@ -6,10 +6,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
+from specalign.benchmarks.calls import call_probes
 from specalign.benchmarks.config import ADAPTIVE, BenchConfig
-from specalign.benchmarks.measure import call_probes
 from specalign.benchmarks.suite import Suite
-from specalign.decoding import Adaptive, Drafter, ModelDrafter
+from specalign.decoding import DraftCosts, Drafter, ModelDrafter
 from specalign.probes import Probe
 from specalign.progress import progress_bar
 
@@ -51,11 +51,11 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
     return probes
 
 
-def _costs(name: str, config: BenchConfig, probes: list[Probe]) -> Adaptive:
+def _costs(name: str, config: BenchConfig, probes: list[Probe]) -> DraftCosts:
     gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
     verification = target_seconds(probes, name)
     target = [_seconds(probes, verification, n) for n in range(1, gamma + 2)]
-    return Adaptive.measured(_seconds(probes, call_seconds(probes, name, temperature), gamma) / gamma, target)
+    return DraftCosts.measured(_seconds(probes, call_seconds(probes, name, temperature), gamma) / gamma, target)
 
 
 def _seconds(probes: list[Probe], calls: CallTimes | None, n_tokens: int) -> float:

@@ -16,15 +16,15 @@ from specalign.models.load import BITS, require_bitsandbytes, resolve_device, re
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
 from specalign.preflight import Caution, Check, Finding, examine
 
-Load = Callable[[], models.Outline]
+Outlined = Callable[[], models.Outline]
 
 
 def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
     """Check a run; ``data`` looks at a few rows too, which a run need not: it reads all of them first."""
-    target: Load = cache(
+    target: Outlined = cache(
         lambda: models.outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
     )
-    drafters: dict[str, Load] = {
+    drafters: dict[str, Outlined] = {
         name: cache(partial(_drafter, name, path)) for name, path in named_drafters(config).items()
     }
     checks: list[Check] = [
@@ -53,7 +53,7 @@ def _drafter(name: str, path: str) -> models.Outline:
         raise UserError(f"drafter {name!r}: {error}") from None
 
 
-def _drafter_checks(config: BenchConfig, name: str, drafter: Load, target: Load) -> list[Check]:
+def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outlined) -> list[Check]:
     def same_ids() -> str:
         ours, theirs = drafter(), target()
         try:
@@ -125,7 +125,7 @@ def _memory(config: BenchConfig, target: models.Outline, drafters: Sequence[mode
     return found
 
 
-def _data_checks(config: BenchConfig, target: Load) -> list[Check]:
+def _data_checks(config: BenchConfig, target: Outlined) -> list[Check]:
     data = config.data
     columns = Columns(data.document, data.reference)
     rows = cache(lambda: first_rows(data.source, data.split, columns, skip_bad_rows=data.skip_bad_rows))

@@ -21,7 +21,7 @@ from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
 from specalign.preflight import require_passed
 from specalign.probes import PROBES_FILE, Probe, probe_lines, read_probes
-from specalign.provenance import Load
+from specalign.provenance import BusyMeter
 from specalign.results import (
     RECORDS_FILE,
     RESULT_FILE,
@@ -73,7 +73,7 @@ def fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Bench
     _prepare(config, before, result)
     append_probes(config.output, decoding.facts)
     write_result(config.output, result)
-    load = Load()
+    load = BusyMeter()
     try:
         decoding.measure()
     except KeyboardInterrupt:
@@ -146,7 +146,9 @@ def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: Benchm
         _drop_broken_tail(config.output / PROBES_FILE)
 
 
-def _ended(result: BenchmarkResult, status: Literal["complete", "interrupted"], load: Load) -> BenchmarkResult:
+def _ended(
+    result: BenchmarkResult, status: Literal["complete", "interrupted"], load: BusyMeter
+) -> BenchmarkResult:
     """The result with how busy others kept the machine meanwhile."""
     hardware = result.provenance["hardware"] | {"busy_during": load.others()}
     return replace(result, status=status, provenance=result.provenance | {"hardware": hardware})

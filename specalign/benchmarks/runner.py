@@ -11,15 +11,16 @@ from pathlib import Path
 import torch
 
 from specalign.benchmarks.adaptive import adaptive_costs, with_adaptive
+from specalign.benchmarks.calls import call_probes, fact_probes
 from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record, record_key
 from specalign.benchmarks.config import BenchConfig
-from specalign.benchmarks.measure import call_probes, fact_probes, output_probes
+from specalign.benchmarks.outputs import output_probes
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, load_suite
 from specalign.decoding import Generation, ModelDrafter, generate
 from specalign.probes import CopyProbe
 from specalign.progress import progress_bar
-from specalign.provenance import Load, stamp
+from specalign.provenance import BusyMeter, stamp
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
@@ -108,7 +109,7 @@ def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell]) -> None:
 
 def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRecord:
     """A generation that fails becomes a record of its failure."""
-    load = Load()
+    load = BusyMeter()
     try:
         with _no_garbage_collection():
             done = _decode(suite, config, cell, max_new_tokens=config.decoding.max_new_tokens)

@@ -15,8 +15,8 @@ ENDINGS = (".jsonl", ".parquet", ".csv")
 LONGEST_CELL = 2**31 - 1
 """Characters: Python's csv module stops at 131,072 by default, which an article may exceed."""
 
-Row = Mapping[str, Any] | RowError
-Rows = Iterator[tuple[str, Row]]
+FileRow = Mapping[str, Any] | RowError
+Rows = Iterator[tuple[str, FileRow]]
 """(Where it stands, the row)."""
 
 
@@ -38,7 +38,7 @@ def _json_lines(path: Path) -> Rows:
             yield f"line {number}", _json_row(line)
 
 
-def _json_row(line: str) -> Row:
+def _json_row(line: str) -> FileRow:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:

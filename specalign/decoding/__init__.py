@@ -6,7 +6,7 @@ result.token_ids[0]
 """
 
 from specalign.decoding.copying import PromptLookup, SuffixLookup
-from specalign.decoding.draft_length import Adaptive
+from specalign.decoding.draft_length import DraftCosts
 from specalign.decoding.drafters import Drafter, ModelDrafter
 from specalign.decoding.generate import generate, stream
 from specalign.decoding.hybrid import Hybrid
@@ -17,7 +17,7 @@ from specalign.decoding.verification import RULES
 
 __all__ = [
     "RULES",
-    "Adaptive",
+    "DraftCosts",
     "Drafter",
     "Generation",
     "Hybrid",

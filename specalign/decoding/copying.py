@@ -8,7 +8,7 @@ from typing import Protocol
 
 import torch
 
-from specalign.decoding.draft_length import Adaptive, DraftLengths
+from specalign.decoding.draft_length import DraftCosts, DraftLengths
 from specalign.decoding.drafters import Draft, Drafting
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
@@ -21,7 +21,7 @@ UNKNOWN = 0.5
 """Confidence of a copy of which nothing is known."""
 MATCHES = (1, 2, 4, 8)
 """Longest matched context, in tokens, of each class of confidence but the last."""
-ASSUMED = Adaptive(0.0, (1.0, 1.1))
+ASSUMED = DraftCosts(0.0, (1.0, 1.1))
 """Where nothing was measured: a copy costs nothing, and each further position of a target's call a tenth of a step."""
 
 
@@ -42,7 +42,7 @@ class PromptLookup:
 
     max_ngram: int = 3
     """Longest n-gram to look for, in tokens; shorter ones are tried after it."""
-    adaptive: Adaptive | None = None
+    adaptive: DraftCosts | None = None
     """Copy no more than is expected to pay; None: gamma tokens."""
 
     def start(
@@ -62,7 +62,7 @@ class SuffixLookup:
     context that a token follows, the further it is trusted, as the request's own copies showed.
     """
 
-    adaptive: Adaptive = ASSUMED
+    adaptive: DraftCosts = ASSUMED
     """Copy no more than is expected to pay, by what verification costs."""
     corpus: SuffixIndex | None = None
     """More text to copy from (earlier outputs, documents), searched besides the prompt and the output so far; where
@@ -79,7 +79,7 @@ class SuffixLookup:
 class _CopyDrafting:
     """One request of a drafter that copies."""
 
-    def __init__(self, copiers: Sequence[Copier], costs: Adaptive | None, device: torch.device) -> None:
+    def __init__(self, copiers: Sequence[Copier], costs: DraftCosts | None, device: torch.device) -> None:
         self.copiers, self.device = list(copiers), device
         self.lengths = None if costs is None else DraftLengths(costs, len(self.copiers))
         self.found: Copies = []

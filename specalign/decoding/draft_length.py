@@ -20,20 +20,8 @@ BINS = 5
 
 
 @dataclass(frozen=True)
-class Adaptive:
-    """Draft while the next tokens' expected gain is above their cost; gamma is the most.
-
-    A step that drafts n tokens costs C_n = n c + T_target(n + 1) / T_target(1) plain steps and is expected to emit
-    1 + S_1 + ... + S_n tokens, S_j being the probability that the first j are all accepted. The rate of tokens per
-    cost over a request is largest (renewal reward; Ross, Introduction to Probability Models, section 7.4) when
-    drafting goes on from i tokens exactly while some n in i + 1..gamma has
-
-        S_{i+1} + ... + S_n  >  r (C_n - C_i),
-
-    r being that largest rate, never below 1, which is plain decoding. r is estimated by the request's own tokens
-    over its own cost, S_j by the acceptance seen so far among drafted tokens of like confidence, times the mean
-    acceptance for each token that is not drafted yet. Nothing is kept from one request to the next.
-    """
+class DraftCosts:
+    """What a draft costs: C_n = n c + T_target(n + 1) / T_target(1), in plain steps, for n drafted tokens."""
 
     c: float
     """T_draft(1) / T_target(1)."""
@@ -45,7 +33,7 @@ class Adaptive:
             raise ValueError(f"need c >= 0 and positive ratios of verification: {self}")
 
     @classmethod
-    def measured(cls, draft_s: float, target_s: Sequence[float]) -> Adaptive:
+    def measured(cls, draft_s: float, target_s: Sequence[float]) -> DraftCosts:
         """From the seconds of drafting one token, and of a target call on 1, 2, ... tokens."""
         return cls(draft_s / target_s[0], tuple(seconds / target_s[0] for seconds in target_s))
 
@@ -79,9 +67,24 @@ class Rate:
 
 
 class DraftLength:
-    """The policy of one row of one request, for one drafter; drafters of the same row share its ``rate``."""
+    """Draft while the next tokens' expected gain is above their cost; gamma is the most.
 
-    def __init__(self, costs: Adaptive, rate: Rate | None = None) -> None:
+    A step that drafts n tokens costs C_n = n c + T_target(n + 1) / T_target(1) plain steps and is expected to emit
+    1 + S_1 + ... + S_n tokens, S_j being the probability that the first j are all accepted. The rate of tokens per
+    cost over a request is largest (renewal reward; Ross, Introduction to Probability Models, section 7.4) when
+    drafting goes on from i tokens exactly while some n in i + 1..gamma has
+
+        S_{i+1} + ... + S_n  >  r (C_n - C_i),
+
+    r being that largest rate, never below 1, which is plain decoding. r is estimated by the request's own tokens
+    over its own cost, S_j by the acceptance seen so far among drafted tokens of like confidence, times the mean
+    acceptance for each token that is not drafted yet.
+
+    One object is the policy of one row of one request, for one drafter; drafters of the same row share its ``rate``.
+    Nothing is kept for the next request.
+    """
+
+    def __init__(self, costs: DraftCosts, rate: Rate | None = None) -> None:
         self.costs = costs
         self.rate = rate or Rate()
         self.all = _Share(PRIOR_ACCEPTANCE)
@@ -174,7 +177,7 @@ class _Share:
 class DraftLengths:
     """The adaptive draft lengths of a batch, each row's by its own policy."""
 
-    def __init__(self, costs: Adaptive, n_rows: int) -> None:
+    def __init__(self, costs: DraftCosts, n_rows: int) -> None:
         self.rows = [DraftLength(costs) for _ in range(n_rows)]
         self.before: list[int | None] = [None] * n_rows
 

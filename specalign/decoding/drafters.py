@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from specalign.decoding.draft_length import Adaptive, DraftLengths
+from specalign.decoding.draft_length import DraftCosts, DraftLengths
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
@@ -82,7 +82,7 @@ class ModelDrafter:
     """[V'] ids that its head is trimmed to, ascending; None: all."""
     stepper: Stepper | None = None
     """The same model and vocabulary made ready (packed or compiled); None: eager."""
-    adaptive: Adaptive | None = None
+    adaptive: DraftCosts | None = None
     """Stop drafting where the next token is not expected to pay, for which the host reads one number a row and
     drafted token; None: always draft gamma tokens."""
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from specalign.decoding import Adaptive, PromptLookup, SuffixIndex, SuffixLookup, generate
+from specalign.decoding import DraftCosts, PromptLookup, SuffixIndex, SuffixLookup, generate
 from specalign.decoding.copying import MATCHES, confidence
 from specalign.decoding.suffix_index import Match
 
@@ -86,7 +86,7 @@ def test_copies_come_from_a_corpus_where_it_matches_longer(build: Build) -> None
     """A target whose own output is the corpus accepts what it copies from it."""
     target, prompt = build("llama"), [5, 9, 31, 7]
     plain = generate(target, None, prompt, max_new_tokens=16, eos=()).token_ids[0]
-    free = Adaptive(0.0, (1.0, 1.01))
+    free = DraftCosts(0.0, (1.0, 1.01))
     corpus = SuffixIndex([*prompt, *plain])
     without, beside = (
         generate(target, SuffixLookup(free, index), prompt, max_new_tokens=16, eos=())
@@ -109,12 +109,12 @@ def test_an_encoders_prompt_is_copied_from_too(build: Build) -> None:
 def test_a_dear_verification_ends_copies_early(build: Build) -> None:
     target, prompt = build("llama"), [5, 9, 31, 7] * 6
 
-    def n_drafted(costs: Adaptive) -> int:
+    def n_drafted(costs: DraftCosts) -> int:
         (steps,) = generate(target, SuffixLookup(costs), prompt, gamma=8, max_new_tokens=24, eos=()).steps
         return sum(step.n_drafted for step in steps)
 
-    dear = n_drafted(Adaptive(0.0, (1.0, 4.0)))
-    cheap = n_drafted(Adaptive(0.0, (1.0, 1.01)))
+    dear = n_drafted(DraftCosts(0.0, (1.0, 4.0)))
+    cheap = n_drafted(DraftCosts(0.0, (1.0, 1.01)))
     assert dear < cheap
 
 
@@ -124,7 +124,7 @@ def test_prompt_lookup_keeps_its_definition_without_costs(build: Build) -> None:
     (steps,) = generate(target, PromptLookup(), prompt, gamma=3, max_new_tokens=8, eos=()).steps
     assert steps[0].n_drafted == 3
     (fewer,) = generate(
-        target, PromptLookup(adaptive=Adaptive(0.0, (1.0, 4.0))), prompt, gamma=3, max_new_tokens=8, eos=()
+        target, PromptLookup(adaptive=DraftCosts(0.0, (1.0, 4.0))), prompt, gamma=3, max_new_tokens=8, eos=()
     ).steps
     assert fewer[0].n_drafted == 0
 

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from specalign.benchmarks import selftest
 from specalign.decoding import (
     RULES,
-    Adaptive,
+    DraftCosts,
     Drafter,
     Hybrid,
     ModelDrafter,
@@ -95,7 +95,7 @@ def chi_square(counts: Counter[tuple[int, ...]], joint: dict[tuple[int, ...], fl
 
 def hybrid(model: PreTrainedModel) -> Hybrid:
     """Both parts are tried: copies are right by chance, a draft of the model is dear."""
-    return Hybrid((SuffixLookup(Adaptive(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=Adaptive(0.3))))
+    return Hybrid((SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=DraftCosts(0.3))))
 
 
 def even_ids(model: PreTrainedModel) -> ModelDrafter:
@@ -130,7 +130,7 @@ def test_adaptive_draft_lengths_leave_the_distribution_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(RULES, "token", RULES[rule])
-    adaptive = ModelDrafter(drafter, adaptive=Adaptive(0.3))
+    adaptive = ModelDrafter(drafter, adaptive=DraftCosts(0.3))
     counts = drawn(target, adaptive, PLAIN, 3)
     assert chi_square(counts, exact_joint(target, next_logits, PLAIN)) > 1e-3
 

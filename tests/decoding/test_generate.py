@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from specalign.decoding import (
-    Adaptive,
+    DraftCosts,
     Drafter,
     Generation,
     Hybrid,
@@ -40,7 +40,7 @@ def drafters(build: Build, family: str) -> dict[str, Drafter]:
         "identical": ModelDrafter(build(family)),
         "trimmed": ModelDrafter(near, torch.arange(0, 40, 3)),
         "lookup": PromptLookup(),
-        "adaptive": ModelDrafter(near, adaptive=Adaptive(0.2)),
+        "adaptive": ModelDrafter(near, adaptive=DraftCosts(0.2)),
         "suffix": SuffixLookup(),
         "hybrid": hybrid(near),
     }
@@ -48,7 +48,7 @@ def drafters(build: Build, family: str) -> dict[str, Drafter]:
 
 def hybrid(model: PreTrainedModel) -> Hybrid:
     """Copies, and a model whose drafts are dear enough for both to be chosen."""
-    return Hybrid((SuffixLookup(Adaptive(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=Adaptive(0.2))))
+    return Hybrid((SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=DraftCosts(0.2))))
 
 
 @pytest.mark.parametrize("gamma", [1, 2, 5, 8])
@@ -186,7 +186,7 @@ def require_rows_of(
         "plain": None,
         "model": ModelDrafter(model),
         "trimmed": ModelDrafter(model, torch.arange(0, 40, 3)),
-        "adaptive": ModelDrafter(model, adaptive=Adaptive(0.15, (1.0, 1.1))),
+        "adaptive": ModelDrafter(model, adaptive=DraftCosts(0.15, (1.0, 1.1))),
         "lookup": PromptLookup(),
         "suffix": SuffixLookup(),
         "hybrid": hybrid(model),

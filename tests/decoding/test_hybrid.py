@@ -9,14 +9,14 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from specalign.decoding import Adaptive, Drafter, Hybrid, ModelDrafter, SuffixLookup, generate
+from specalign.decoding import DraftCosts, Drafter, Hybrid, ModelDrafter, SuffixLookup, generate
 from specalign.decoding.draft_length import DraftLength, DraftLengths
 from specalign.decoding.drafters import Draft, Drafting
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 
 Build = Callable[..., PreTrainedModel]
-FREE = Adaptive(0.0, (1.0, 1.02))
+FREE = DraftCosts(0.0, (1.0, 1.02))
 REPEATED = [5, 9, 31, 7] * 6
 N_NEW = 120
 
@@ -28,7 +28,7 @@ class Oracle:
     prompt: list[int]
     output: list[int]
     knows: Callable[[int], bool]
-    costs: Adaptive
+    costs: DraftCosts
     calls: list[int] = field(default_factory=list)
     """Position of each call that drafted."""
 
@@ -125,7 +125,7 @@ def test_it_changes_over_where_the_better_part_changes(target: PreTrainedModel, 
 
 
 def test_nothing_is_drafted_where_nothing_pays(target: PreTrainedModel) -> None:
-    dear = Adaptive(2.0)
+    dear = DraftCosts(2.0)
     near = ModelDrafter(target, adaptive=dear)
     result = generate(target, Hybrid((near, near)), REPEATED, gamma=3, max_new_tokens=20, eos=())
     assert sum(step.n_drafted for step in result.steps[0]) == 0
@@ -142,7 +142,7 @@ def test_a_part_that_no_row_chose_makes_no_call(
         return extend(self, ids)
 
     monkeypatch.setattr(Session, "extend", counted)
-    other = ModelDrafter(target, adaptive=Adaptive(5.0))
+    other = ModelDrafter(target, adaptive=DraftCosts(5.0))
     result = generate(target, Hybrid((SuffixLookup(FREE), other)), REPEATED, gamma=3, max_new_tokens=20, eos=())
     assert len(calls) == len(result.steps[0])
 
@@ -166,13 +166,13 @@ def test_a_part_whose_context_is_full_drafts_nothing(build: Build, target: PreTr
 
 def test_promises_are_gains_beyond_cost() -> None:
     """One token at acceptance 1/2 (the prior) gains 1/2; it costs r c = 0.2 and no verification."""
-    gain, n = DraftLength(Adaptive(0.2)).promise((), 1)
+    gain, n = DraftLength(DraftCosts(0.2)).promise((), 1)
     assert (gain, n) == (pytest.approx(0.3), 1)
-    assert DraftLength(Adaptive(0.6)).promise((), 4) == (0.0, 0)
+    assert DraftLength(DraftCosts(0.6)).promise((), 4) == (0.0, 0)
 
 
 def test_a_part_that_was_not_chosen_forgets_its_failures() -> None:
-    lengths = DraftLengths(Adaptive(0.3), 1)
+    lengths = DraftLengths(DraftCosts(0.3), 1)
     text = [0] * 5
     lengths.settle([text])
     for _ in range(10):

@@ -1,0 +1,142 @@
+"""What is measured besides the generations: sizes, copy bandwidth, and the times of single calls."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+
+from specalign.benchmarks.bandwidth import copy_bytes_per_s
+from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.suite import Suite
+from specalign.decoding import ModelDrafter
+from specalign.decoding.clock import Clock
+from specalign.decoding.sampling import Sampling
+from specalign.decoding.session import Session, decoder_sequences, rooms
+from specalign.probes import CallProbe, CopyProbe, ModelProbe, Probe
+from specalign.results import TARGET
+
+REPEATS = 3
+"""Times that a call is made, each after the call that precedes it in decoding; the first is not recorded."""
+
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """One kind of call, ready to be made."""
+
+    method: str
+    temperature: float | None
+    context: int
+    n_tokens: int
+    make: Job
+    before: Job | None = None
+    """What decoding does just before: another model's call leaves the processor's cache without this one's weights."""
+    after: Literal["draft", "target", ""] = ""
+    """As in the probe."""
+
+
+def fact_probes(suite: Suite) -> list[Probe]:
+    """Sizes of the models, and the copy bandwidth here and now."""
+    infos = [suite.target_info, *suite.drafter_infos]
+    sizes: list[Probe] = [ModelProbe(info.name, info.bytes_per_step, info.n_multiplied) for info in infos]
+    return [*sizes, CopyProbe(copy_bytes_per_s(suite.target.device))]
+
+
+@torch.inference_mode()
+def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
+    """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens, at one of the contexts in turn.
+
+    ``number`` counts the calls of this function in a run.
+    """
+    clock = Clock(suite.target.device)
+    prompts = probe_prompts(suite, config)
+    calls = list(_calls(suite, config, prompts[number % len(prompts)]))
+    random.Random(f"{config.seed}|{number}").shuffle(calls)
+    return [
+        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call, clock), call.after)
+        for call in calls
+    ]
+
+
+def _seconds(call: _Call, clock: Clock) -> list[float]:
+    times = []
+    for _ in range(REPEATS):
+        if call.before:
+            call.before()
+        begin = clock.settle()
+        call.make()
+        times.append(clock.settle() - begin)
+    return times[1:]
+
+
+def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
+    """Prompts from the shortest of the run to the longest with its output, in three lengths; in context.
+
+    The lengths in between are made by repeating the longest prompt. An encoder reads prompts of the run's lengths.
+    """
+    lengths = [len(prompt.input_ids) for prompt in suite.prompts]
+    longest = max((prompt.input_ids for prompt in suite.prompts), key=len)
+    least, most = min(lengths), max(lengths)
+    if not suite.target.model.config.is_encoder_decoder:
+        most += config.decoding.max_new_tokens
+    free = rooms(suite.target.model, decoder_sequences(suite.target.model, [longest]))
+    if free is not None:
+        most = min(most, len(longest) + free[0] - max(config.decoding.gammas) - 1)
+    wanted = sorted({least, (least + most) // 2, most})
+    return [[longest[place % len(longest)] for place in range(n)] for n in wanted if n > 0]
+
+
+def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Call]:
+    """Plain steps follow plain steps, drafts the target's calls; the target's longer calls what drafted.
+
+    That is a model's draft, or, where drafting calls no model (prompt lookup), the target's call before.
+    """
+    gamma_max = max(config.decoding.gammas)
+    n_new = gamma_max + 2
+    session = Session.start(suite.target, [prompt], n_new)
+    plain = _target_call(session, prompt, 1)
+    a_models_draft: Job | None = None
+    without_model = False
+    for temperature in config.decoding.temperatures:
+        sampling = Sampling(temperature, config.decoding.top_k, config.decoding.top_p)
+        generator = torch.Generator(suite.target.device).manual_seed(config.seed)
+        for method, drafter in suite.drafters.items():
+            if drafter is None:
+                continue
+            if isinstance(drafter, ModelDrafter):
+                drafter = replace(drafter, adaptive=None)  # a call drafts the number of tokens asked for
+            drafting = drafter.start([prompt], n_new, sampling, session)
+            (sequence,) = decoder_sequences(suite.target.model, [prompt])
+            for n in sorted({1, gamma_max}):
+                job = _draft_call(drafting.draft, sequence, n, generator)
+                yield _Call(method, temperature, len(prompt), n, job, before=plain)
+                if a_models_draft is None and isinstance(drafter, ModelDrafter):
+                    a_models_draft = job
+            without_model |= not isinstance(drafter, ModelDrafter)
+    yield _Call(TARGET, None, len(prompt), 1, plain)
+    for n in range(2, gamma_max + 2):
+        job = _target_call(session, prompt, n)
+        if a_models_draft:
+            yield _Call(TARGET, None, len(prompt), n, job, before=a_models_draft, after="draft")
+        if without_model or not a_models_draft:
+            yield _Call(TARGET, None, len(prompt), n, job, before=plain, after="target")
+
+
+def _target_call(session: Session, prompt: list[int], n: int) -> Job:
+    before = list(session.lengths)
+    ids = torch.tensor([[prompt[-1 - place % len(prompt)] for place in range(n)]], device=session.model.device)
+
+    def call() -> None:
+        session.extend(ids)
+        session.rollback(before)
+
+    return call
+
+
+def _draft_call(draft: Callable[..., object], sequence: list[int], n: int, generator: torch.Generator) -> Job:
+    return lambda: draft([sequence], [n], generator)
