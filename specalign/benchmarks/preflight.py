@@ -8,7 +8,8 @@ from functools import cache, partial
 from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.runtime import require_compilable, resolve_runtime
 from specalign.data import Columns, encode_prompts
-from specalign.data.preflight import describe_prompts, describe_rows, first_rows, licence
+from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
+from specalign.data.turns import end_of_turn
 from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
 from specalign.models import preflight as models
@@ -32,7 +33,10 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
         ("verification rule", lambda: _rule(config)),
         ("target", lambda: models.describe(target())),
         ("vocabulary", lambda: models.check_width(target())),
-        ("end of text", lambda: models.check_end(target())),
+        (
+            "end of text",
+            lambda: models.check_end(target(), end_of_turn(target().tokenizer, config.data.template)),
+        ),
         (
             "attention",
             lambda: models.check_attention(target(), config.target.attn, resolve_device(config.device)),
@@ -133,16 +137,18 @@ def _data_checks(config: BenchConfig, target: Outlined) -> list[Check]:
     def prompts() -> str | Caution:
         tokenizer = target().tokenizer
         encoded = encode_prompts(
-            rows(),
+            rows().examples,
             tokenizer,
             prompt=data.prompt,
             template=data.template,
             max_prompt_tokens=data.max_prompt_tokens,
+            keep_end=target().kind == "encoder-decoder",
         )
-        return describe_prompts(encoded, tokenizer, data.template)
+        return describe_prompts(encoded, tokenizer, data.template, keep_end=target().kind == "encoder-decoder")
 
     return [
         ("rows", lambda: describe_rows(rows(), references=False)),
+        ("split", lambda: "all rows" if data.split == "all" else describe_splits(data.source)),
         ("prompts", prompts),
         ("data's licence", lambda: licence(data.source)),
     ]

@@ -14,11 +14,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.runtime import make_ready
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
+from specalign.data.sources import has_splits, split_note
+from specalign.data.turns import end_of_turn
 from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper, make_stepper
 from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.models.heads import head_of
 from specalign.models.load import (
+    is_encoder_decoder,
     load_model,
     load_tokenizer,
     resolve_device,
@@ -26,7 +29,7 @@ from specalign.models.load import (
     resolve_model,
 )
 from specalign.models.preflight import outline
-from specalign.models.properties import decoder_layers, n_parameters
+from specalign.models.properties import add_end, decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
@@ -62,12 +65,15 @@ def load_suite(config: BenchConfig) -> Suite:
             attn=config.target.attn,
             trust_remote_code=config.target.trust_remote_code,
         )
+        end = end_of_turn(tokenizer, config.data.template)
+        add_end(target, end)
         bar.advance()
         drafters: dict[str, Drafter | None] = {TARGET: None}
         drafters |= {name: PromptLookup() for name in config.include}
         infos = []
         for name, path in named.items():
             model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
+            add_end(model, end)
             vocabulary = load_draft_vocabulary(Path(resolve_model(path)))
             drafters[name] = ModelDrafter(model, vocabulary)
             infos.append(_drafter_info(name, path, model, vocabulary))
@@ -80,6 +86,7 @@ def load_suite(config: BenchConfig) -> Suite:
 def outline_suite(config: BenchConfig) -> Suite:
     """The suite of an engine that loads the models itself: ours are without weights."""
     target = outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
+    add_end(target.model, end_of_turn(target.tokenizer, config.data.template))
     drafters: dict[str, Drafter | None] = {TARGET: None}
     drafters |= {name: PromptLookup() for name in config.include}
     infos = []
@@ -120,6 +127,8 @@ def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> li
     examples = load_examples(
         data.source, data.split, columns=columns, limit=limit, skip_bad_rows=data.skip_bad_rows
     )
+    if not has_splits(data.source) and data.split != "all":
+        print(f"specalign-bench: {split_note(data.source)}; data.split = all takes all rows", flush=True)
     if data.category:
         names = sorted({example.category for example in examples})
         examples = [example for example in examples if example.category == data.category][: data.limit or None]
@@ -127,16 +136,15 @@ def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> li
             raise UserError(
                 f"data set {data.source!r} has no category {data.category!r} (choices: {', '.join(names)})"
             )
-    prompts = encode_prompts(
+    keep_end = is_encoder_decoder(config.target.model, trust_remote_code=config.target.trust_remote_code)
+    return encode_prompts(
         examples,
         tokenizer,
         prompt=data.prompt,
         template=data.template,
         max_prompt_tokens=data.max_prompt_tokens,
+        keep_end=keep_end,
     )
-    if len({prompt.id for prompt in prompts}) < len(prompts):
-        raise UserError(f"data set {data.source!r} has two examples of the same id")
-    return prompts
 
 
 def _model_info(name: str, source: str, model: PreTrainedModel) -> ModelInfo:

@@ -33,7 +33,7 @@ SKIPPED_FOLDERS = {
 
 def docstring_examples(split: Split) -> tuple[Example, ...]:
     """The examples of one split (80 % train, 10 % validation, 10 % test, by a hash of the content), by id."""
-    return tuple(example for example in _all_examples() if _split_of(example.id) == split)
+    return tuple(example for example in _all_examples() if split in ("all", _split_of(example.id)))
 
 
 @functools.cache

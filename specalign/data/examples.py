@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Split = Literal["train", "validation", "test"]
+Split = Literal["train", "validation", "test", "all"]
+"""A part of a data set, or all of it."""
 
 
 class RowError(Exception):
@@ -37,19 +39,61 @@ USUAL = Columns("document", "reference")
 
 
 def example_from_row(row: Mapping[str, object], columns: Columns, default_id: str) -> Example:
-    """One example from one row; raises RowError. A reference may be missing or null."""
+    """One example from one row; raises RowError. A reference may be missing or null, so may an id."""
     document = _cell(row, columns.document)
     if document is None and not _has(row, columns.document):
-        raise RowError(f"no column {columns.document!r} (columns: {', '.join(map(str, row))})")
+        raise RowError(
+            f"no column {columns.document!r} (columns: {', '.join(map(str, row))}); name the document's column "
+            "with --data.document"
+        )
     if not isinstance(document, str) or not document.strip():
         raise RowError(f"column {columns.document!r} is empty or not text")
     reference = _cell(row, columns.reference)
     if reference is not None and not isinstance(reference, str):
         raise RowError(f"column {columns.reference!r} is not text")
-    category = row.get("category")
-    return Example(
-        str(row.get("id", default_id)), document, reference or "", category if isinstance(category, str) else ""
+    category, id_ = row.get("category"), row.get("id")
+    made = Example(
+        default_id if id_ is None else str(id_),
+        document,
+        reference or "",
+        category if isinstance(category, str) else "",
     )
+    _require_characters(made, columns)
+    return made
+
+
+def with_distinct_ids(examples: Iterable[Example]) -> list[Example]:
+    """The same rows; an id that an earlier row has gets a number behind it. Rows are told apart by it alone."""
+    found: dict[str, Example] = {}
+    repeated: Counter[str] = Counter()
+    for example in examples:
+        id_ = example.id
+        while id_ in found:
+            repeated[example.id] += 1
+            id_ = f"{example.id}#{repeated[example.id] + 1}"
+        found[id_] = example if id_ == example.id else replace(example, id=id_)
+    return list(found.values())
+
+
+def lone_surrogate(text: str) -> str | None:
+    """The first half of a character that stands alone, which no tokenizer reads: ``\\ud83d``; None without any."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"\\u{ord(text[error.start]):04x}"
+    return None
+
+
+def _require_characters(example: Example, columns: Columns) -> None:
+    texts = {
+        columns.document: example.document,
+        columns.reference: example.reference,
+        "category": example.category,
+        "id": example.id,
+    }
+    for name, text in texts.items():
+        if half := lone_surrogate(text):
+            raise RowError(f"column {name!r} has half a character (a lone surrogate, {half})")
 
 
 def _cell(row: Mapping[str, object], column: str) -> object:

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from specalign.data.examples import Columns, Example, Split
-from specalign.data.prompts import Prompt, Template
-from specalign.data.sources import HUB, HubSet, hub_set, load_examples
+from specalign.data.bad_rows import listed
+from specalign.data.examples import Columns, Split
+from specalign.data.files import is_local, require_file
+from specalign.data.prompts import Prompt
+from specalign.data.sources import HUB, HubSet, Reading, has_splits, hub_set, read_examples, split_note
+from specalign.data.turns import Template, adds_end
 from specalign.errors import UserError
 from specalign.preflight import Caution
 
@@ -17,23 +20,33 @@ ROWS = 32
 """Rows that are looked at."""
 
 
-def first_rows(source: str, split: Split, columns: Columns, *, skip_bad_rows: bool) -> list[Example]:
-    """A few examples of a split."""
-    return load_examples(source, split, columns=columns, limit=ROWS, skip_bad_rows=skip_bad_rows)
+def first_rows(source: str, split: Split, columns: Columns, *, skip_bad_rows: bool) -> Reading:
+    """A few examples of a split, and the bad rows among them."""
+    return read_examples(source, split, columns=columns, limit=ROWS, skip_bad_rows=skip_bad_rows)
 
 
-def describe_rows(examples: Sequence[Example], *, references: bool) -> str | Caution:
+def describe_rows(found: Reading, *, references: bool) -> str | Caution:
     """How many have references; with ``references``, raises UserError where none has."""
-    n = sum(bool(example.reference) for example in examples)
+    n = sum(bool(example.reference) for example in found.examples)
     if references and not n:
         raise UserError(
             "the data has no references, which the method needs; name their column: --data.reference"
         )
-    return f"the first {len(examples)} are read; {n} have a reference"
+    told = f"the first {len(found.examples)} are read; {n} have a reference"
+    return Caution(f"{told}; left out {listed(found.bad)}") if found.bad else told
+
+
+def describe_splits(source: str) -> str | Caution:
+    """Whether the data come in splits."""
+    return "its own" if has_splits(source) else Caution(split_note(source))
 
 
 def describe_prompts(
-    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, template: Template
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+    template: Template,
+    *,
+    keep_end: bool = False,
 ) -> str | Caution:
     """Which template they have, how long they are, and how many are cut to fit."""
     chat = template == "chat" or (template == "auto" and tokenizer.chat_template)
@@ -43,7 +56,12 @@ def describe_prompts(
     found = f"{kind}, up to {longest} tokens; {n_cut} of {len(prompts)} documents are cut to fit"
     if not chat and template == "auto":
         found += "; a base model may want --data.prompt tldr or question, T5 summarize or translate"
-    return Caution(f"{found}: max_prompt_tokens decides") if n_cut else found
+    if n_cut:
+        found += ": max_prompt_tokens decides"
+    left_off = not chat and not keep_end and adds_end(tokenizer)
+    if left_off:
+        found += f"; the tokenizer's end of texts ({tokenizer.eos_token}) is left off, since a prompt goes on"
+    return Caution(found) if n_cut or left_off else found
 
 
 def licence(source: str) -> str | Caution:
@@ -55,7 +73,9 @@ def licence(source: str) -> str | Caution:
     if source in HUB:
         return _as_its_card_says(HUB[source])
     path = Path(source)
-    if path.exists():
+    if is_local(source):
+        if not path.is_dir():
+            require_file(path)
         folder = path if path.is_dir() else path.parent
         beside = sorted(found.name for found in folder.iterdir() if found.name.upper().startswith("LICEN"))
         return (

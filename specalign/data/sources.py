@@ -5,12 +5,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from specalign.data.bad_rows import BadRow, listed, require_usable
 from specalign.data.docstrings import docstring_examples
-from specalign.data.examples import SOURCES_OWN, USUAL, Columns, Example, RowError, Split, example_from_row
-from specalign.data.files import ENDINGS, Rows, local_rows
+from specalign.data.examples import (
+    SOURCES_OWN,
+    USUAL,
+    Columns,
+    Example,
+    RowError,
+    Split,
+    example_from_row,
+    with_distinct_ids,
+)
+from specalign.data.files import ENDINGS, Rows, is_file_name, is_local, local_rows
+from specalign.data.splits import disjoint, part_of
 from specalign.errors import UserError, unknown
 
 
@@ -43,11 +55,9 @@ HUB = {
 }
 """Short names. ``wmt`` is WMT14 from English into German."""
 
-NAMES = ("builtin:docstrings", "spec_bench:PATH", *HUB, "owner/name", "FILE.jsonl")
+NAMES = ("builtin:docstrings", "spec_bench:PATH", *HUB, "owner/name", "a data file or folder")
 FEW = 64
 """So few rows of a hub data set are streamed instead of downloading all of it."""
-SHOWN = 20
-"""Bad rows that are listed."""
 HOPELESS = 200
 """Bad rows without a good one after which reading ends."""
 
@@ -56,11 +66,11 @@ MULTI_TURN = ("writing", "roleplay", "reasoning", "math", "coding", "extraction"
 
 
 @dataclass(frozen=True)
-class BadRow:
-    """A row that gives no example."""
+class Reading:
+    """What reading a split gave."""
 
-    where: str
-    problem: str
+    examples: list[Example]
+    bad: list[BadRow]
 
 
 def load_examples(
@@ -71,40 +81,89 @@ def load_examples(
     limit: int | None = None,
     skip_bad_rows: bool = False,
 ) -> list[Example]:
-    """The first ``limit`` examples of a split of ``source``.
+    """The first ``limit`` examples of a split of ``source``; no two have the same id.
 
     Empty names in ``columns`` are the source's own ones ("document" and "reference" in local files).
-    ``builtin:docstrings`` · ``spec_bench:PATH`` (one split, all categories, first turns; ``columns`` do not
-    apply) · a local .jsonl, .parquet or .csv file, or a folder with files named after the splits ·
+    ``builtin:docstrings`` · ``spec_bench:PATH`` (a test set: all categories, first turns; ``columns`` do not
+    apply) · a local file (see :mod:`specalign.data.files`), which is cut into splits by content unless all of it
+    is asked for (see :mod:`specalign.data.splits`), or a folder with files named after the splits ·
     ``cnn_dailymail``, ``xsum``, ``gsm8k``, ``wmt``, or any hub data set as ``owner/name`` or
     ``owner/name:configuration``.
     Raises UserError for an unknown source, split or column, for no rows at all, and for bad rows, which it
-    lists by line; with ``skip_bad_rows`` they are left out and listed on standard error.
+    lists by line; with ``skip_bad_rows`` they are left out and listed on standard error, as long as they are not
+    most rows.
     """
+    found = read_examples(source, split, columns=columns, limit=limit, skip_bad_rows=skip_bad_rows)
+    if found.bad:
+        print(f"specalign: {source}: left out {listed(found.bad)}", file=sys.stderr)
+    return found.examples
+
+
+def load_splits(
+    source: str,
+    limits: Mapping[Split, int | None],
+    *,
+    columns: Columns = SOURCES_OWN,
+    skip_bad_rows: bool = False,
+    tell: Callable[[str], None] = lambda line: print(f"specalign: {line}", file=sys.stderr),
+) -> dict[Split, list[Example]]:
+    """The first ``limits[split]`` examples (None: all) of each split that ``limits`` names; no two share a document.
+
+    A source's own splits may overlap: then training gives way to validation and validation to the test, and
+    ``tell`` says so, as it does where a file is cut into splits. A split is the same whatever the limit of an
+    earlier one of these three. Raises UserError as :func:`load_examples` does, and where nothing remains.
+    """
+    loaded = {
+        split: load_examples(source, split, columns=columns, limit=limit, skip_bad_rows=skip_bad_rows)
+        for split, limit in limits.items()
+    }
+    if not has_splits(source):
+        tell(split_note(source))
+    kept = disjoint(loaded)
+    for split, examples in loaded.items():
+        n_shared = len(examples) - len(kept[split])
+        if n_shared and not kept[split]:
+            raise UserError(f"{source}: every row of its {split} split is in a held-out split too")
+        if n_shared:
+            tell(
+                f"{source}: {n_shared} of {len(examples)} rows of {split} are held out too: left out of {split}"
+            )
+    return kept
+
+
+def read_examples(
+    source: str, split: Split, *, columns: Columns, limit: int | None, skip_bad_rows: bool
+) -> Reading:
+    """What :func:`load_examples` gives, and the rows that it leaves out."""
+    whole = has_splits(source) or split == "all"
+    stop = limit if whole else None
     good: list[Example] = []
     bad: list[BadRow] = []
-    for found in _examples(source, split, columns, limit):
+    for found in _examples(source, split, columns, stop):
         if isinstance(found, Example):
             good.append(found)
         else:
             bad.append(found)
-        if len(good) == limit or (not good and len(bad) == HOPELESS):
+        if len(good) == stop or (not good and len(bad) == HOPELESS):
             break
-    if bad and not skip_bad_rows:
-        raise UserError(f"{source}: {_listed(bad)}; mend the data, or leave such rows out with --skip-bad-rows")
+    require_usable(source, len(good), bad, skip=skip_bad_rows)
     if not good:
-        raise UserError(
-            f"data set {source!r}, split {split!r}, is empty" + (f": {_listed(bad)}" if bad else "")
-        )
-    if bad:
-        print(f"specalign: {source}: left out {_listed(bad)}", file=sys.stderr)
-    return good
+        raise UserError(f"data set {source!r}, split {split!r}, is empty")
+    good = with_distinct_ids(good)
+    return Reading(good if whole else part_of(good, split, source)[:limit], bad)
 
 
-def _listed(bad: list[BadRow]) -> str:
-    shown = [f"{row.where}: {row.problem}" for row in bad[:SHOWN]]
-    rest = [f"and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-    return f"{len(bad)} bad row{'s' if len(bad) > 1 else ''}: {', '.join([*shown, *rest])}"
+def has_splits(source: str) -> bool:
+    """Whether a source comes in splits; a local file does not."""
+    return not is_file_name(source) or source.startswith("spec_bench:") or Path(source).is_dir()
+
+
+def split_note(source: str) -> str:
+    """What is done with a source without splits."""
+    return (
+        f"{source} has no splits of its own: by a hash of their documents a tenth of its rows is held out for "
+        "validation, a tenth for the test"
+    )
 
 
 def _examples(source: str, split: Split, columns: Columns, limit: int | None) -> Iterator[Example | BadRow]:
@@ -113,9 +172,10 @@ def _examples(source: str, split: Split, columns: Columns, limit: int | None) ->
             raise unknown("data set", source, ("builtin:docstrings",))
         return iter(docstring_examples(split))
     if source.startswith("spec_bench:"):
-        return _made(local_rows(_json_file(source.removeprefix("spec_bench:"))), _spec_bench_example)
-    if source.endswith(ENDINGS) or Path(source).is_dir():
-        return _tabular(local_rows(_split_file(Path(source), split)), columns, USUAL)
+        return _made(_spec_bench_rows(source.removeprefix("spec_bench:"), split), _spec_bench_example)
+    if is_local(source):
+        paths = [Path(source)] if not Path(source).is_dir() else _split_files(Path(source), split)
+        return _tabular(chain.from_iterable(map(local_rows, paths)), columns, USUAL)
     known = HUB.get(source) or hub_set(source)
     return _tabular(_hub_rows(known, split, limit), columns, known.columns)
 
@@ -136,19 +196,25 @@ def _made(rows: Rows, make: Callable[[Mapping[str, Any], str], Example]) -> Iter
             yield BadRow(where, str(error))
 
 
-def _split_file(path: Path, split: Split) -> Path:
-    if path.is_dir():
-        for ending in ENDINGS:
-            if (path / f"{split}{ending}").is_file():
-                return path / f"{split}{ending}"
-        raise UserError(f"{path} has no file {split}.jsonl, {split}.parquet or {split}.csv")
-    return path
+def _split_files(folder: Path, split: Split) -> list[Path]:
+    """The split's file; for all of them, every split's."""
+    names = ("train", "validation", "test") if split == "all" else (split,)
+    found = [
+        next(iter(path for ending in ENDINGS if (path := folder / f"{name}{ending}").exists()), None)
+        for name in names
+    ]
+    files = [path for path in found if path]
+    if not files:
+        raise UserError(f"{folder} has no file {names[0]}.jsonl (or another of: {', '.join(ENDINGS)})")
+    return files
 
 
-def _json_file(name: str) -> Path:
+def _spec_bench_rows(name: str, split: Split) -> Rows:
     if not name.endswith(".jsonl"):
         raise UserError(f"spec_bench:PATH takes Spec-Bench's question.jsonl, not {name!r}")
-    return Path(name)
+    if split not in ("test", "all"):
+        raise UserError(f"spec_bench:{name} is a test set, without a {split} split: train on other data")
+    return local_rows(Path(name))
 
 
 def _spec_bench_example(row: Mapping[str, Any], default_id: str) -> Example:

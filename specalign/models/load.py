@@ -120,6 +120,14 @@ def load_model(
     return model.eval()
 
 
+def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
+    """Whether a model has an encoder, by its config alone."""
+    source = resolve_model(name)
+    with _clear_errors(name):
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+    return bool(config.is_encoder_decoder)
+
+
 def empty_model(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's class without weights, on the meta device: only its config is read."""
     source = resolve_model(name)

@@ -20,6 +20,7 @@ from specalign.models.properties import (
     n_parameters,
     position_scaling,
 )
+from specalign.models.vocabulary import n_ids
 from specalign.preflight import Caution
 
 
@@ -36,6 +37,10 @@ class Outline:
     def width(self) -> int:
         """Rows of its embedding and head."""
         return self.model.config.get_text_config().vocab_size
+
+    def token(self, id_: int) -> str:
+        """An id and its token."""
+        return f"{id_} {self.tokenizer.convert_ids_to_tokens(id_)!r}"
 
     @property
     def kind(self) -> str:
@@ -87,31 +92,31 @@ def flash_needs(device: torch.device) -> str:
     return "" if importlib.util.find_spec("flash_attn") else "the package flash-attn"
 
 
-def check_end(model: Outline) -> str | Caution:
-    """The tokens that begin and end a text."""
+def check_end(model: Outline, end: int | None) -> str | Caution:
+    """The tokens that begin and end a text; ``end`` is the one that ends a turn of the prompts' template."""
     if model.model.config.is_encoder_decoder:
         try:
             decoder_start_id(model.model)
         except ValueError as error:
             raise UserError(f"model {model.name!r}: {error}; add it to its config.json") from None
     ids = eos_ids(model.model)
-    if not ids:
+    if not ids and end is None:
         return Caution(
             "no end-of-sequence token: every text runs to its length limit; add eos_token_id to config.json"
         )
-    own = model.tokenizer.eos_token_id
-    shown = ", ".join(f"{id_} {model.tokenizer.convert_ids_to_tokens(id_)!r}" for id_ in ids)
-    if own is not None and own not in ids:
+    shown = ", ".join(map(model.token, ids)) or "nothing"
+    if end is not None and end not in ids:
         return Caution(
-            f"texts end with {shown}, but the tokenizer's end is {own}: references are given that one"
+            f"by its config texts end with {shown}, by its tokenizer turns end with {model.token(end)}: decoding "
+            "stops there too, references end with it"
         )
-    return f"texts end with {shown}"
+    return f"texts end with {shown}" + (f"; references with {model.token(end)}" if len(ids) > 1 and end else "")
 
 
 def check_same_ids(student: Outline, teacher: Outline) -> str:
     """The same tokens have the same ids."""
     require_same_tokenizer(student.tokenizer, teacher.tokenizer)
-    return f"all {len(teacher.tokenizer):,} ids mean the same"
+    return f"all {len(teacher.tokenizer.get_vocab()):,} ids mean the same"
 
 
 def check_same_kind(student: Outline, teacher: Outline) -> str:
@@ -126,7 +131,7 @@ def check_same_kind(student: Outline, teacher: Outline) -> str:
 
 def check_width(model: Outline) -> str:
     """The head has a row for every id of the tokenizer."""
-    n_tokens = 1 + max(model.tokenizer.get_vocab().values())
+    n_tokens = n_ids(model.tokenizer)
     if n_tokens > model.width:
         raise UserError(
             f"the tokenizer of {model.name!r} has ids up to {n_tokens - 1}, but its head has {model.width} rows; "

@@ -23,6 +23,13 @@ def eos_ids(model: PreTrainedModel) -> tuple[int, ...]:
     return ()
 
 
+def add_end(model: PreTrainedModel, id_: int | None) -> None:
+    """Let texts of ``model`` end at one more token: the one that its chat template ends turns with."""
+    ends = eos_ids(model)
+    if id_ is not None and id_ not in ends and model.generation_config is not None:
+        model.generation_config.eos_token_id = [*ends, id_] if ends else id_
+
+
 def decoder_start_id(model: PreTrainedModel) -> int:
     """The token that an encoder-decoder model's decoder starts from."""
     for config in (model.generation_config, model.config):

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from specalign.files import atomic_path
 
@@ -15,6 +16,11 @@ FILE = "draft_vocabulary/ids.safetensors"
 """In a folder of its own: vLLM and SGLang load every safetensors file beside config.json as weights."""
 OLD_FILE = "draft_vocabulary.safetensors"
 """Where folders of earlier versions have it; those do not load in vLLM."""
+
+
+def n_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Ids that a head needs rows for: the largest of the tokenizer's, and one. Some leave gaps between their ids."""
+    return 1 + max(tokenizer.get_vocab().values())
 
 
 def choose_draft_vocabulary(

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
@@ -17,14 +18,16 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specalign.config import cache_dir
-from specalign.data import Columns, Prompt, encode_prompts, load_examples
+from specalign.data import Columns, Example, Prompt, encode_prompts, load_splits
 from specalign.data.examples import Split
+from specalign.data.turns import end_of_turn
 from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
 from specalign.models.attention import FLASH
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
     Attention,
+    is_encoder_decoder,
     load_model,
     load_tokenizer,
     resolve_device,
@@ -32,9 +35,9 @@ from specalign.models.load import (
     resolve_model,
 )
 from specalign.models.preflight import flash_needs
-from specalign.models.properties import Tower, decoder_start_id, eos_ids, tower_layers
+from specalign.models.properties import Tower, add_end, decoder_start_id, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, slice_layers
-from specalign.models.vocabulary import choose_draft_vocabulary
+from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
 from specalign.provenance import weights_sha256
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
@@ -67,10 +70,10 @@ class Materials:
     _references: dict[str, PreTrainedModel] = field(default_factory=dict)
     _vocabularies: dict[int, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def n_tokens(self) -> int:
-        """Ids that the tokenizer can produce."""
-        return len(self.tokenizer)
+        """Ids that the tokenizer can produce, gaps between them included."""
+        return n_ids(self.tokenizer)
 
     @property
     def teacher_states(self) -> TeacherStates:
@@ -235,6 +238,7 @@ class Materials:
             "temperature": temperature,
             "max_new_tokens": config.data.max_response_tokens,
             "seed": config.seed if temperature else 0,
+            "ends": eos_ids(self.teacher),
         }
         if config.engine.name == "vllm":
             facts["engine"] = "vllm"
@@ -257,10 +261,10 @@ class Materials:
 def load_materials(config: TrainConfig) -> Materials:
     """Load teacher, tokenizer and data, of a checked config. Raises UserError for data that do not fit."""
     device = resolve_device(local_device(config.device))
-    train, validation = load_split(config.data, "train"), load_split(config.data, "validation")
+    splits = load_data(config.data)
     tokenizer = load_tokenizer(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
 
-    def encoded(examples: list) -> list[Prompt]:
+    def encoded(examples: list[Example]) -> list[Prompt]:
         data = config.data
         return encode_prompts(
             examples,
@@ -268,9 +272,13 @@ def load_materials(config: TrainConfig) -> Materials:
             prompt=data.prompt,
             template=data.template,
             max_prompt_tokens=data.max_prompt_tokens,
+            keep_end=is_encoder_decoder(
+                config.teacher.model, trust_remote_code=config.teacher.trust_remote_code
+            ),
         )
 
-    prompts = encoded(train), encoded(validation)  # what is wrong with them is said before a model is loaded
+    # what is wrong with the prompts is said before a model is loaded
+    prompts = encoded(splits["train"]), encoded(splits["validation"])
     teacher = load_model(
         config.teacher.model,
         dtype=resolve_dtype(config.teacher.dtype, device),
@@ -279,6 +287,7 @@ def load_materials(config: TrainConfig) -> Materials:
         attn=attention_of(config, device),
         trust_remote_code=config.teacher.trust_remote_code,
     ).requires_grad_(False)
+    add_end(teacher, end_of_turn(tokenizer, config.data.template))
     materials = Materials(config, device, tokenizer, teacher, *prompts)
     _tell_what_was_cut(materials)
     return materials
@@ -309,12 +318,14 @@ def _tell_what_was_cut(materials: Materials) -> None:
         )
 
 
-def load_split(data: DataConfig, split: Split) -> list:
-    """The examples of one split, limited as the recipe says."""
-    limit = data.n_train if split == "train" else data.n_validation
-    columns = Columns(data.document, data.reference)
-    return load_examples(
-        data.source, split, columns=columns, limit=limit or None, skip_bad_rows=data.skip_bad_rows
+def load_data(data: DataConfig) -> dict[Split, list[Example]]:
+    """The examples of each split, limited as the recipe says; no document is in two splits."""
+    return load_splits(
+        data.source,
+        {"train": data.n_train or None, "validation": data.n_validation or None},
+        columns=Columns(data.document, data.reference),
+        skip_bad_rows=data.skip_bad_rows,
+        tell=lambda line: print(f"specalign-train: {line}", flush=True) if rank() == 0 else None,
     )
 
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from specalign.data import Columns, encode_prompts
-from specalign.data.preflight import describe_prompts, describe_rows, first_rows, licence
+from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
+from specalign.data.turns import end_of_turn
 from specalign.errors import UserError
 from specalign.models import preflight as models
 from specalign.models.load import require_bitsandbytes, resolve_device
@@ -34,7 +35,10 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
         ("teacher", lambda: models.describe(teacher())),
         *(check for each in _distinct_students(configs) for check in _student_checks(each, teacher)),
         ("vocabulary", lambda: models.check_width(teacher())),
-        ("end of text", lambda: models.check_end(teacher())),
+        (
+            "end of text",
+            lambda: models.check_end(teacher(), end_of_turn(teacher().tokenizer, config.data.template)),
+        ),
         ("context", lambda: models.check_context(teacher(), "teacher", _needed(config), ASKS)),
         ("attention", lambda: models.check_attention(teacher(), config.attn, resolve_device(config.device))),
     ]
@@ -154,17 +158,19 @@ def _data_checks(configs: Sequence[TrainConfig], teacher: Load) -> list[Check]:
     def prompts() -> str | Caution:
         tokenizer = teacher().tokenizer
         encoded = encode_prompts(
-            train(),
+            train().examples,
             tokenizer,
             prompt=data.prompt,
             template=data.template,
             max_prompt_tokens=data.max_prompt_tokens,
+            keep_end=teacher().kind == "encoder-decoder",
         )
-        return describe_prompts(encoded, tokenizer, data.template)
+        return describe_prompts(encoded, tokenizer, data.template, keep_end=teacher().kind == "encoder-decoder")
 
     return [
         ("training rows", lambda: describe_rows(train(), references=references)),
         ("validation rows", lambda: describe_rows(validation(), references=False)),
+        ("splits", lambda: describe_splits(data.source)),
         ("prompts", prompts),
         ("data's licence", lambda: licence(data.source)),
     ]

@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specalign.errors import UserError
 from specalign.models.load import resolve_device, resolve_dtype, resolve_model
+from specalign.models.vocabulary import n_ids
 from specalign.serving.client import Request, Server, complete, connect
 from specalign.serving.environment import vllm_python
 from specalign.serving.server import model_arguments, require_vllm, serving
@@ -62,7 +63,7 @@ class ServedWriter:
     def _checked(self, ids: list[int], text: str) -> Tokens:
         """Ids that mean, to the teacher's tokenizer, what the server says."""
         ours = "unknown ids"
-        if max(ids) < len(self.tokenizer):
+        if max(ids) < n_ids(self.tokenizer):
             ours = str(self.tokenizer.decode(ids, skip_special_tokens=True))
         if _bare(ours) != _bare(text):
             raise UserError(

@@ -24,7 +24,15 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, da
     answered.write_text("".join(json.dumps(row) + "\n" for row in rows))
     drafters = [f"{name}={models_folder / name}" for name in ("copy", "small")]
     words = f"--target.model {models_folder / 'target'} --data.source {answered} --output {folder}".split()
-    words += ["--decoding.max-new-tokens", "16", "--decoding.repeats", "2", "--decoding.student-alone"]
+    words += [
+        "--data.split",
+        "all",
+        "--decoding.max-new-tokens",
+        "16",
+        "--decoding.repeats",
+        "2",
+        "--decoding.student-alone",
+    ]
     run(parse_run([*words, "--drafter", *drafters]))
     return folder
 

@@ -22,6 +22,7 @@ DEMO = next((ROOT / "reports").glob("*_demo_*"))
 def run(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, data_file: Path) -> Path:
     folder = tmp_path_factory.mktemp("analysis") / "run"
     words = f"--target.model {models_folder / 'target'} --data.source {data_file} --output {folder}".split()
+    words += ["--data.split", "all"]
     runner.run(
         parse_run([*words, "--decoding.max-new-tokens", "8", "--drafter", f"copy={models_folder / 'copy'}"])
     )

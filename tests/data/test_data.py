@@ -56,7 +56,7 @@ def test_local_tables(tmp_path: Path, ending: str) -> None:
     else:
         write = frame.to_csv if ending == "csv" else frame.to_parquet
         write(path, index=False)
-    loaded = load_examples(str(path), "train", columns=Columns("article", "summary"))
+    loaded = load_examples(str(path), "all", columns=Columns("article", "summary"))
     assert [(example.document, example.reference) for example in loaded[:1]] == [("one", "1")]
     assert loaded[1] == Example("2", "two", "")
 
@@ -70,7 +70,7 @@ def test_a_folder_has_a_file_a_split(tmp_path: Path) -> None:
 
 def test_limit(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", *({"document": f"d{i}"} for i in range(5)))
-    assert [example.document for example in load_examples(str(path), "train", limit=2)] == ["d0", "d1"]
+    assert [example.document for example in load_examples(str(path), "all", limit=2)] == ["d0", "d1"]
 
 
 def test_spec_bench(tmp_path: Path) -> None:
@@ -99,14 +99,14 @@ def test_spec_bench(tmp_path: Path) -> None:
 )
 def test_bad_rows_are_named(tmp_path: Path, rows: list[object], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        load_examples(str(write_rows(tmp_path / "bad.jsonl", *rows)), "train")
+        load_examples(str(write_rows(tmp_path / "bad.jsonl", *rows)), "all")
 
 
 def test_broken_json_is_named_by_its_line(tmp_path: Path) -> None:
     path = tmp_path / "bad.jsonl"
     path.write_text('{"document": "d"}\n{"document": \n')
     with pytest.raises(UserError, match=r"bad\.jsonl: 1 bad row: line 2: not JSON"):
-        load_examples(str(path), "train")
+        load_examples(str(path), "all")
 
 
 @pytest.mark.parametrize(
@@ -182,8 +182,8 @@ def test_the_real_spec_bench() -> None:
 
 def test_one_column_may_be_named_alone(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", {"document": "d", "summary": "s", "reference": "r"})
-    assert load_examples(str(path), "train", columns=Columns("", "summary")) == [Example("1", "d", "s")]
-    assert load_examples(str(path), "train", columns=Columns("summary", "")) == [Example("1", "s", "r")]
+    assert load_examples(str(path), "all", columns=Columns("", "summary")) == [Example("1", "d", "s")]
+    assert load_examples(str(path), "all", columns=Columns("summary", "")) == [Example("1", "s", "r")]
 
 
 BAD = ('{"document": "a"}', "{", '{"document": ""}', "[1]", '{"document": "b"}')
@@ -193,7 +193,7 @@ def test_all_bad_rows_are_listed_by_their_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
     path.write_text("\n".join(BAD) + "\n")
     with pytest.raises(UserError) as caught:
-        load_examples(str(path), "train")
+        load_examples(str(path), "all")
     assert "3 bad rows: line 2: not JSON" in str(caught.value)
     for place in ("line 3: column 'document' is empty", "line 4: not a JSON object", "--skip-bad-rows"):
         assert place in str(caught.value)
@@ -203,41 +203,53 @@ def test_bad_rows_are_left_out_only_when_asked_and_are_listed_then_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(BAD) + "\n")
-    found = load_examples(str(path), "train", skip_bad_rows=True)
-    assert [(example.id, example.document) for example in found] == [("1", "a"), ("5", "b")]
+    path.write_text("\n".join([*BAD, '{"document": "c"}']) + "\n")
+    found = load_examples(str(path), "all", skip_bad_rows=True)
+    assert [(example.id, example.document) for example in found] == [("1", "a"), ("5", "b"), ("6", "c")]
     assert "left out 3 bad rows: line 2: not JSON" in capsys.readouterr().err
-    assert len(load_examples(str(path), "train", limit=2, skip_bad_rows=True)) == 2
-    assert len(load_examples(str(path), "train", limit=1)) == 1, "what is not read cannot be bad"
+    assert len(load_examples(str(path), "all", limit=3, skip_bad_rows=True)) == 3
+    assert len(load_examples(str(path), "all", limit=1)) == 1, "what is not read cannot be bad"
 
 
 def test_a_file_without_a_good_row_is_not_read_to_its_end(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "data.jsonl", *({"text": "d"} for _ in range(1000)))
-    with pytest.raises(UserError, match=r"200 bad rows: line 1: no column .* and 180 more"):
-        load_examples(str(path), "train")
-    with pytest.raises(UserError, match="is empty: 200 bad rows"):
-        load_examples(str(path), "train", skip_bad_rows=True)
+    with pytest.raises(
+        UserError, match=r"200 bad rows: line 1, .*, line 5 and 195 more: no column 'document'"
+    ) as caught:
+        load_examples(str(path), "all")
+    assert str(caught.value).count("no column") == 1
+    assert "--data.document" in str(caught.value)
+    with pytest.raises(UserError, match="would leave out 200 of 200 rows"):
+        load_examples(str(path), "all", skip_bad_rows=True)
+
+
+def test_skipping_never_leaves_out_most_rows(tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "data.jsonl", {"document": "d"}, *({"text": "d"} for _ in range(70)))
+    with pytest.raises(
+        UserError, match="would leave out 70 of 71 rows, more than it keeps: 70 bad rows: line 2,"
+    ):
+        load_examples(str(path), "all", skip_bad_rows=True)
 
 
 def test_csv_cells(tmp_path: Path) -> None:
     """A byte-order mark, cells of several lines and of any length are fine; a row that is too long is named."""
     path = tmp_path / "data.csv"
     path.write_text('\ufeffdocument,reference\n"two\nlines",r\n' + "x" * 200_000 + ",s\n", encoding="utf-8")
-    first, second = load_examples(str(path), "train")
+    first, second = load_examples(str(path), "all")
     assert (first.document, first.reference) == ("two\nlines", "r")
     assert len(second.document) == 200_000
     path.write_text("document,reference\na,b\nc,d,e\n")
     with pytest.raises(UserError, match="line 3: more cells than the header has"):
-        load_examples(str(path), "train")
+        load_examples(str(path), "all")
 
 
 def test_files_of_another_kind_are_named(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b'{"document": "caf\xe9"}\n')
     with pytest.raises(UserError, match=r"a\.jsonl is not UTF-8 text .*iconv"):
-        load_examples(str(tmp_path / "a.jsonl"), "train")
+        load_examples(str(tmp_path / "a.jsonl"), "all")
     (tmp_path / "a.parquet").write_bytes(b"document\nd\n")
     with pytest.raises(UserError, match=r"a\.parquet is not a Parquet file"):
-        load_examples(str(tmp_path / "a.parquet"), "train")
+        load_examples(str(tmp_path / "a.parquet"), "all")
 
 
 HUB_ROWS: dict[str, tuple[dict[str, Any], str, str]] = {

@@ -121,19 +121,21 @@ def test_context_lengths(made: Any) -> None:
 
 
 def test_the_end_of_a_text(made: Any) -> None:
-    assert preflight.check_end(made(LlamaConfig(**SIZES))) == "texts end with 1 '</s>'"
+    assert preflight.check_end(made(LlamaConfig(**SIZES)), 1) == "texts end with 1 '</s>'"
     never = made(LlamaConfig(**SIZES | {"eos_token_id": None}))
-    assert "add eos_token_id to config.json" in caution(preflight.check_end(never))
+    assert "add eos_token_id to config.json" in caution(preflight.check_end(never, None))
+    assert "texts end with nothing, by its tokenizer turns end with 1" in caution(preflight.check_end(never, 1))
     other = made(LlamaConfig(**SIZES | {"eos_token_id": 3}))
-    assert "the tokenizer's end is 1" in caution(preflight.check_end(other))
+    assert "turns end with 1 '</s>': decoding stops there too" in caution(preflight.check_end(other, 1))
     with pytest.raises(UserError, match="decoder_start_token_id; add it to its config"):
-        preflight.check_end(made(T5Config(**T5)))
+        preflight.check_end(made(T5Config(**T5)), 1)
 
 
 def test_the_generation_config_wins_over_the_config(made: Any) -> None:
     model = made(LlamaConfig(**SIZES))
     Path(model.name, "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 4]}))
-    assert preflight.check_end(preflight.outline(model.name)) == "texts end with 1 '</s>', 4 'c'"
+    found = preflight.check_end(preflight.outline(model.name), 4)
+    assert found == "texts end with 1 '</s>', 4 'c'; references with 4 'c'"
 
 
 def test_padding_and_templates_that_differ_are_noted(made: Any) -> None:

@@ -73,6 +73,6 @@ def suite_flags(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     data = root / "prompts.jsonl"
     rows = [{"document": " ".join(WORDS[7 * i : 7 * i + 3]), "reference": "w1 w2"} for i in range(4)]
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    paths = f"--target.model {root / 'target'} --data.source {data} --drafter small={root / 'small'}"
+    paths = f"--target.model {root / 'target'} --data.source {data} --data.split all --drafter small={root / 'small'}"
     rest = f"--include --device cpu --threads 1 --engine vllm --decoding.gammas 3 {DECODING}"
     return [*paths.split(), *rest.split(), "--data.prompt", "w1 {document}"]

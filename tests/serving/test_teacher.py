@@ -28,8 +28,9 @@ def make(suite_flags: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     model, data = (suite_flags[suite_flags.index(flag) + 1] for flag in ("--target.model", "--data.source"))
     folder = tmp_path / "data"
     folder.mkdir()
-    for split in ("train", "validation"):
-        (folder / f"{split}.jsonl").write_text(Path(data).read_text())
+    rows = Path(data).read_text().splitlines(keepends=True)
+    for split, own in (("train", rows[:-1]), ("validation", rows[-1:])):
+        (folder / f"{split}.jsonl").write_text("".join(own))
     words = f"""--method seqkd --teacher.model {model} --student.model {model} --data.source {folder} --device cpu
         --data.max-prompt-tokens 16 --data.max-response-tokens 5 --budget.steps 2 --output {tmp_path / "run"}"""
 

@@ -49,13 +49,13 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """train.jsonl and validation.jsonl with documents of different lengths."""
     folder = tmp_path_factory.mktemp("data")
-    for split, n in (("train", 12), ("validation", 4)):
+    for split, numbers in (("train", range(12)), ("validation", range(12, 16))):
         rows = [
             {
                 "document": " ".join(WORDS[(i * 7 + j) % 60] for j in range(4 + i % 5)),
                 "reference": " ".join(WORDS[(i * 5 + j) % 60] for j in range(3 + i % 4)),
             }
-            for i in range(n)
+            for i in numbers
         ]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder

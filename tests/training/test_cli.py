@@ -81,7 +81,7 @@ def test_a_missing_column(tiny: Tiny, fails: Callable[..., str]) -> None:
 
 def test_no_references(tiny: Tiny, fails: Callable[..., str], tmp_path: Path) -> None:
     for split in ("train", "validation"):
-        (tmp_path / f"{split}.jsonl").write_text('{"document": "w1 w2"}\n')
+        (tmp_path / f"{split}.jsonl").write_text(f'{{"document": "w1 w2 {split}"}}\n')
     assert "has no references" in fails(tiny("sft", data={"source": str(tmp_path)}))
 
 

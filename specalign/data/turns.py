@@ -1,0 +1,119 @@
+"""What a tokenizer writes around a text: the chat template's turns, and the special tokens of plain text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from transformers import PreTrainedTokenizerBase
+
+from specalign.errors import UserError, unknown
+
+Template = Literal["auto", "chat", "plain"]
+PROBE = "specalign"
+"""A text by which the place of a message in the template is found."""
+
+
+@dataclass(frozen=True)
+class Turns:
+    """How prompts and responses are written for one tokenizer."""
+
+    tokenizer: PreTrainedTokenizerBase
+    chat: bool
+    """By the chat template; else as plain text."""
+    keep_end: bool = False
+    """Leave the end-of-sequence token that the tokenizer adds to plain text: an encoder has read it in training."""
+
+    def prompt_ids(self, text: str) -> list[int]:
+        """The user's message as token ids, up to where the model goes on."""
+        if self.chat:
+            message = [{"role": "user", "content": text}]
+            return list(
+                self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
+            )
+        ids = list(self.tokenizer(text)["input_ids"])
+        return ids if self.keep_end else without_end(self.tokenizer, ids)
+
+    def text_ids(self, text: str) -> list[int]:
+        """Token ids of a text alone."""
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def turns_of(tokenizer: PreTrainedTokenizerBase, template: str, *, keep_end: bool = False) -> Turns:
+    """``chat``, ``plain``, or ``auto``: chat where there is a template.
+
+    Raises UserError for a missing chat template, and for one that fails or leaves the message out.
+    """
+    if template not in ("auto", "chat", "plain"):
+        raise unknown("prompt template", template, ("auto", "chat", "plain"))
+    if template == "chat" and not tokenizer.chat_template:
+        raise UserError('the tokenizer has no chat template; use template = "plain"')
+    chat = template != "plain" and bool(tokenizer.chat_template)
+    if chat:
+        _require_message(tokenizer)
+    return Turns(tokenizer, chat, keep_end)
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase, template: str = "auto") -> int | None:
+    """The token that a response ends with: what the chat template writes after it, else the end-of-sequence token.
+
+    None where the tokenizer has neither. Gemma's turns end with ``<end_of_turn>``, its texts with ``<eos>``.
+    """
+    if template != "plain" and tokenizer.chat_template:
+        added = tokenizer.added_tokens_decoder.items()
+        marks = {*tokenizer.all_special_ids, *(id_ for id_, token in added if token.content.strip())}
+        after = _after_answer(tokenizer)
+        ids = tokenizer(after, add_special_tokens=False)["input_ids"] if after else []
+        written = [int(id_) for id_ in ids if id_ in marks]
+        if written:
+            return written[0]
+    return tokenizer.eos_token_id
+
+
+def adds_end(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the tokenizer ends a plain text with its end-of-sequence token."""
+    ids = tokenizer(PROBE)["input_ids"]
+    return without_end(tokenizer, ids) != ids
+
+
+def without_end(tokenizer: PreTrainedTokenizerBase, ids: list[int]) -> list[int]:
+    """A text that goes on: without end-of-sequence tokens behind it."""
+    n = len(ids)
+    while n > 1 and ids[n - 1] == tokenizer.eos_token_id:
+        n -= 1
+    return ids[:n]
+
+
+def saying(what: str, work: Callable[[], Any]) -> Any:
+    """What ``work`` gives; whatever a tokenizer or a template raises becomes one line about ``what``."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:  # templates are programs, tokenizers raise what their languages do
+        reason = (str(error).strip().splitlines() or [""])[0]
+        raise UserError(f"{what}: {type(error).__name__}: {reason}") from None
+
+
+def _require_message(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError unless the template writes a user's message."""
+    remedy = "mend the tokenizer's chat template, or set data.template = plain"
+    text = saying(
+        f"the chat template fails on a user's message ({remedy})",
+        lambda: tokenizer.apply_chat_template(
+            [{"role": "user", "content": PROBE}], add_generation_prompt=True, tokenize=False
+        ),
+    )
+    if PROBE not in text:
+        raise UserError(f"the chat template leaves the user's message out: does it want it in parts? {remedy}")
+
+
+def _after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What the template writes behind an assistant's answer; empty where it refuses one."""
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # a template without such a turn
+        return ""
+    return text.rpartition(PROBE)[2] if PROBE in text else ""
