@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from inspect import signature
 from itertools import chain
 from typing import Any, Literal
 
@@ -30,6 +31,10 @@ from specalign.models.packing import pack_linears
 from specalign.models.properties import context_limit, decoder_layers
 
 Runtime = Literal["eager", "packed", "compiled"]
+ISOLATES = "isolate_recompiles" in signature(torch.compile).parameters
+"""Whether each compiled function has a cache of graphs of its own (torch >= 2.13)."""
+MOST_GRAPHS = 256
+"""Graphs of one process where it has not."""
 
 
 @dataclass(frozen=True)
@@ -219,17 +224,28 @@ class _StaticLayer(CacheLayerMixin):
 
 def _compiled(step: _Step, device: torch.device) -> Callable[..., Tensor]:
     mode = "reduce-overhead" if device.type == "cuda" else None
+    isolated = {"isolate_recompiles": True} if ISOLATES else {}
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack isolate_recompiles
-        step, dynamic=False, fullgraph=True, mode=mode, isolate_recompiles=True
+        step, dynamic=False, fullgraph=True, mode=mode, **isolated
     )
 
 
 @contextmanager
 def _compiler_settings(device: torch.device) -> Iterator[None]:
-    """On a CPU, constants may be frozen into the graph and packed for inductor's matrix templates."""
-    if device.type != "cpu":
-        yield
-        return
+    """On a CPU, constants may be frozen into the graph and packed for inductor's matrix templates.
+
+    Every size of every model is a graph: where they share one cache (torch < 2.13), it must hold them all.
+    """
+    with torch._dynamo.config.patch({} if ISOLATES else {"recompile_limit": MOST_GRAPHS}):
+        if device.type != "cpu":
+            yield
+            return
+        with _packed_for_cpu():
+            yield
+
+
+@contextmanager
+def _packed_for_cpu() -> Iterator[None]:
     from torch._inductor import config
 
     settings = {
