@@ -125,6 +125,7 @@ def judge_divergences(
             ids[ours.prompt_id],
             ours.token_ids,
             theirs.token_ids,
+            gamma=ours.gamma,
             tolerance=TIE_TOLERANCE,
         )
         for ours, theirs in divergent(records)

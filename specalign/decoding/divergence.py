@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
 
 from specalign.decoding.session import decoder_sequences, rooms
 from specalign.models.heads import head_of, hidden_states
@@ -33,15 +34,17 @@ def classify_divergence(
     ours: Sequence[int],
     theirs: Sequence[int],
     *,
+    gamma: int = 0,
     tolerance: float = 1e-4,
 ) -> Divergence:
-    """Compare two greedy outputs of ``target`` to one prompt, by forward calls without a cache.
+    """Compare two greedy outputs of ``target`` to one prompt, of which one drafted ``gamma`` tokens a step.
 
     ``tie``: where they first differ, both tokens' logits lie within ``tolerance`` of the largest one, so that
     rounding alone decides. ``numeric``: they lie within the model's own numerical noise there, twice the most that
-    any logit moves when tokens are appended to the text, which a causal model's mathematics does not notice but its
-    kernels do (half precision; the engine's cache has no part in it). ``unexplained``: anything else, one output
-    being the beginning of the other included.
+    any logit moves with the shape of the call, which the mathematics of a causal model does not notice but its
+    kernels do (half precision): when tokens are appended to the text, and when it is fed to transformers' own cache
+    in calls of 1 and of gamma + 1 tokens (the engine's cache has no part in it). ``unexplained``: anything else,
+    one output being the beginning of the other included.
     """
     place = first_difference(ours, theirs)
     if place is None:
@@ -53,9 +56,9 @@ def classify_divergence(
     gap = float(logits.max() - torch.minimum(logits[ours[place]], logits[theirs[place]]))
     if gap <= tolerance:
         return "tie"
-    paddings = _paddings(target, prompt, text)
-    moved = [_next_logits(target, prompt, text, padding) - logits for padding in paddings]
-    noise = max((float(change.abs().max()) for change in moved), default=0.0)
+    shapes = [_next_logits(target, prompt, text, padding) for padding in _paddings(target, prompt, text)]
+    shapes += [_cached_logits(target, prompt, text, n) for n in sorted({1, gamma + 1})]
+    noise = max(float((other - logits).abs().max()) for other in shapes)
     return "numeric" if gap <= 2 * noise else "unexplained"
 
 
@@ -75,3 +78,21 @@ def _next_logits(target: PreTrainedModel, prompt: Sequence[int], text: Sequence[
     if target.config.is_encoder_decoder:
         inputs = {"input_ids": torch.tensor([list(prompt)], device=target.device), "decoder_input_ids": ids}
     return head_of(target)(hidden_states(target, **inputs)[0, len(sequence) - 1]).float()
+
+
+def _cached_logits(target: PreTrainedModel, prompt: Sequence[int], text: Sequence[int], n: int) -> Tensor:
+    """Logits [V] after ``text``, fed to transformers' own cache ``n`` tokens a call, after all but the last token
+    of what precedes it in one."""
+    (start,) = decoder_sequences(target, [prompt])
+    ids = torch.tensor([[*start, *text]], device=target.device)
+    decoder, inputs = target.get_decoder(), {}
+    cache: Cache = DynamicCache(config=decoder.config)
+    if target.config.is_encoder_decoder:
+        encoder_ids = torch.tensor([list(prompt)], device=target.device)
+        inputs = {"encoder_hidden_states": target.get_encoder()(input_ids=encoder_ids).last_hidden_state}
+        cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    calls = [*ids[:, : len(start) - 1].split(max(1, len(start) - 1), 1), *ids[:, len(start) - 1 :].split(n, 1)]
+    for call in calls:
+        if call.shape[1]:
+            hidden = decoder(input_ids=call, past_key_values=cache, use_cache=True, **inputs).last_hidden_state
+    return head_of(target)(hidden[0, -1]).float()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import pytest
@@ -56,6 +57,41 @@ def test_a_tie_is_told_from_a_defect(build: Build, next_logits: Callable[..., to
     assert classify_divergence(target, prompt, [best], [best, second], tolerance=1e9) == "unexplained"
 
 
+def test_the_calls_of_decoding_are_the_whole_call(build: Build, family: str) -> None:
+    """What the noise is measured by: in float64 no shape of the calls moves a logit."""
+    target, prompt, text = build(family), [5, 9, 31, 7], [3, 8, 20, 4, 4]
+    for written in ([], text):
+        whole = divergence._next_logits(target, prompt, written, 0)
+        for n in (1, 3, 8):
+            torch.testing.assert_close(divergence._cached_logits(target, prompt, written, n), whole)
+            assert divergence._cached_logits(target, [5], written, n).shape == whole.shape
+
+
+@pytest.mark.parametrize(("n_noisy", "expected"), [(1, "numeric"), (4, "numeric"), (2, "unexplained")])
+def test_the_noise_of_short_cached_calls_is_noise(
+    build: Build, next_logits: Callable[..., torch.Tensor], n_noisy: int, expected: str
+) -> None:
+    """A model whose hidden states move in calls of ``n_noisy`` tokens, as kernels for few rows do in half precision;
+    gamma is 3, so that decoding makes calls of 1 and 4 tokens."""
+    target, prompt = copy.deepcopy(build("llama")), [5, 9, 31, 7]
+    text = [3, 8, 20, 4, 4, 6, 9]
+    logits = next_logits(target, prompt, text)
+    best, second = logits.topk(2).indices.tolist()
+    weight = target.get_output_embeddings().weight
+    push = (
+        (weight[second] - weight[best])
+        * (logits[best] - logits[second])
+        / (weight[second] - weight[best]).norm() ** 2
+    )
+
+    def move(module: object, inputs: object, output: torch.Tensor) -> torch.Tensor:
+        return output + push if output.shape[1] == n_noisy else output
+
+    target.get_decoder().norm.register_forward_hook(move)
+    outputs = [*text, best], [*text, second]
+    assert classify_divergence(target, prompt, *outputs, gamma=3) == expected
+
+
 @pytest.mark.parametrize(("moved", "expected"), [(0.02, "numeric"), (0.005, "unexplained")])
 def test_a_gap_within_what_the_shape_of_a_call_moves_is_numeric(
     build: Build, monkeypatch: pytest.MonkeyPatch, moved: float, expected: str
@@ -67,6 +103,7 @@ def test_a_gap_within_what_the_shape_of_a_call_moves_is_numeric(
         return logits + moved * (padding > 1)
 
     monkeypatch.setattr(divergence, "_next_logits", noisy)
+    monkeypatch.setattr(divergence, "_cached_logits", lambda *call: logits)
     assert classify_divergence(build("llama"), [3], [0], [1]) == expected
 
 
