@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -23,16 +24,30 @@ PLUGINS = {
 """Variables by which accelerate's launcher passes on what its own Accelerator would set up."""
 
 
+WAIT = timedelta(days=7)
+"""Longest wait of one process for another. Rank 0 writes the teacher's responses and fits the start by itself, which
+takes hours for a large teacher; torch's own limits are 10 minutes (NCCL) and 30 (gloo). It is not what ends a job
+whose process died: its launcher does, and gloo's closed connections."""
+
+
 @contextmanager
-def process_group() -> Iterator[None]:
-    """Join the launcher's process group while the context lasts; nothing to do for a single process."""
+def process_group(device: str) -> Iterator[None]:
+    """Join the launcher's process group while the context lasts; nothing to do for a single process.
+
+    ``device`` is the recipe's: each process takes a GPU of its own for auto and cuda, where there are any. Raises
+    UserError for one GPU's name, which all would share.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield
         return
-    on_gpus = torch.cuda.is_available()
+    if device.startswith("cuda:"):
+        raise UserError(
+            f"device {device!r} would be every process's; launch with device = cuda, one GPU for each"
+        )
+    on_gpus = device in ("auto", "cuda") and torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    torch.distributed.init_process_group("nccl" if on_gpus else "gloo")
+    torch.distributed.init_process_group("nccl" if on_gpus else "gloo", timeout=WAIT)
     try:
         yield
     finally:

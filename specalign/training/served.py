@@ -22,6 +22,9 @@ from specalign.training.config import TrainConfig
 from specalign.training.rollouts import Tokens
 
 SERVED_NAME = "teacher"
+SHARE = "--gpu-memory-utilization"
+SPARED = 0.9
+"""What a server may take of a GPU's free memory."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +93,23 @@ def _serving(config: TrainConfig, log: Path) -> Iterator[Server]:
         return
     dtype = resolve_dtype(config.teacher.dtype, resolve_device(config.device))
     words = [
+        *memory_share(config),
         *model_arguments(resolve_model(config.teacher.model), SERVED_NAME, str(dtype)),
         *config.engine.words,
     ]
     log.parent.mkdir(parents=True, exist_ok=True)
     with serving(vllm_python(config.engine.python), words, log) as server:
         yield server
+
+
+def memory_share(config: TrainConfig) -> list[str]:
+    """Of a GPU, what is free beside the teacher that is loaded already: vLLM would ask for nine tenths of it all."""
+    device = resolve_device(config.device)
+    if device.type != "cuda" or any(word.startswith(SHARE) for word in config.engine.words):
+        return []
+    torch.cuda.empty_cache()
+    free, whole = torch.cuda.mem_get_info(device)
+    return [SHARE, f"{SPARED * free / whole:.2f}"]
 
 
 def _bare(text: str) -> str:

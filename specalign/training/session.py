@@ -25,7 +25,7 @@ def train_all(configs: Sequence[TrainConfig]) -> None:
     """
     for config in configs:
         refuse_plugins(config.optimiser.precision)
-    with process_group(), ExitStack() as held:
+    with process_group(configs[0].device), ExitStack() as held:
         if rank() == 0:
             for config in configs:
                 held.enter_context(hold(config.output, "specalign-train"))

@@ -7,9 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from specalign.errors import UserError
 from specalign.serving.environment import PYTHON_VARIABLE
+from specalign.training import served
 from specalign.training.cli import configs
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
@@ -67,6 +69,20 @@ def test_a_server_is_started_for_a_run_and_ended(
     assert list((tmp_path / "cache" / "responses").glob("*.vllm.log"))
     running = subprocess.run(["ps", "axww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     assert not any("fake_vllm.py" in line and config.teacher.model in line for line in running.splitlines())
+
+
+def test_a_server_takes_what_the_loaded_teacher_leaves(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """vLLM refuses to start where less is free than the share that it is told, nine tenths of all by default."""
+    gpu, asked = torch.device("cuda"), ("--rollout-engine", "vllm")
+    monkeypatch.setattr(served, "resolve_device", lambda name: gpu)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (60 * 2**30, 80 * 2**30))
+    (flag, share) = served.memory_share(make(*asked))
+    assert flag == "--gpu-memory-utilization"
+    assert 0.5 < float(share) < 60 / 80
+    own = "--engine-arguments=--gpu-memory-utilization 0.3"
+    assert served.memory_share(make(*asked, own)) == []
+    monkeypatch.setattr(served, "resolve_device", lambda name: torch.device("cpu"))
+    assert served.memory_share(make(*asked)) == []
 
 
 def test_a_server_with_another_tokenizer_is_refused(make: Make, serve: Serve) -> None:

@@ -108,6 +108,43 @@ def lone_group(tmp_path: Path) -> Iterator[None]:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "backend", "set_to"),
+    [
+        ("auto", True, "nccl", [1]),
+        ("cuda", True, "nccl", [1]),
+        ("cpu", True, "gloo", []),
+        ("auto", False, "gloo", []),
+    ],
+)
+def test_the_group_is_of_the_recipes_device_and_waits_for_hours(
+    device: str, gpus: bool, backend: str, set_to: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rank 0 writes the teacher's responses alone: torch's limits of 10 and 30 minutes would end the job."""
+    chosen: list[int] = []
+    groups: list[tuple[str, float]] = []
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+    monkeypatch.setattr(
+        torch.distributed,
+        "init_process_group",
+        lambda kind, timeout: groups.append((kind, timeout.total_seconds())),
+    )
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)
+    with distributed.process_group(device):
+        assert groups[0][0] == backend
+        assert groups[0][1] >= 24 * 3600
+    assert chosen == set_to
+
+
+def test_one_gpu_for_all_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="launch with device = cuda"), distributed.process_group("cuda:1"):
+        pass
+
+
 @pytest.mark.usefixtures("lone_group")
 def test_the_optimiser_is_sharded_if_asked_for_among_several(monkeypatch: pytest.MonkeyPatch) -> None:
     """A group of one process, told that it is one of two."""
