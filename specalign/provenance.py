@@ -97,20 +97,21 @@ def hardware(device: str) -> dict[str, Any]:
             "gpu": properties.name,
             "gpu_memory_bytes": properties.total_memory,
             "cuda": torch.version.cuda,
+            "cudnn_attention": torch.backends.cuda.cudnn_sdp_enabled(),
             **gpu_state(device),
         }
     return facts
 
 
 def gpu_state(device: str) -> dict[str, Any]:
-    """Clock, load, power and temperature of a GPU, only read; what NVML does not tell is left out.
+    """Driver, clock, load, power and temperature of a GPU, only read; what NVML does not tell is left out.
 
-    Empty where nvidia-ml-py, NVIDIA's own binding, is not installed.
+    Where nvidia-ml-py, NVIDIA's own binding, is not installed, that is what is said.
     """
     try:
-        from pynvml import NVMLError
+        from pynvml import NVMLError, nvmlInit, nvmlSystemGetDriverVersion
     except ModuleNotFoundError:
-        return {}
+        return {"gpu_unread": "nvidia-ml-py is not installed"}
     import torch
 
     readings = {
@@ -119,7 +120,10 @@ def gpu_state(device: str) -> dict[str, Any]:
         "gpu_power_mw": torch.cuda.power_draw,
         "gpu_temperature_c": torch.cuda.temperature,
     }
-    found = {}
+    found: dict[str, Any] = {}
+    with suppress(NVMLError):
+        nvmlInit()
+        found["gpu_driver"] = nvmlSystemGetDriverVersion()
     for name, read in readings.items():
         with suppress(NVMLError, RuntimeError):
             found[name] = read(torch.device(device))

@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -49,7 +51,8 @@ def test_what_a_gpu_tells_is_read_and_what_it_does_not_tell_is_left_out(
     def refuse(device: torch.device) -> int:
         raise NVMLError("Not Supported")
 
-    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(NVMLError=NVMLError))
+    nvml = {"NVMLError": NVMLError, "nvmlInit": lambda: None, "nvmlSystemGetDriverVersion": lambda: "580.1"}
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**nvml))
     for name, read in {
         "clock_rate": lambda device: 1980,
         "utilization": lambda device: 3,
@@ -57,6 +60,13 @@ def test_what_a_gpu_tells_is_read_and_what_it_does_not_tell_is_left_out(
         "temperature": lambda device: 41,
     }.items():
         monkeypatch.setattr(torch.cuda, name, read)
-    assert gpu_state("cuda:0") == {"gpu_clock_mhz": 1980, "gpu_busy_before_percent": 3, "gpu_temperature_c": 41}
+    found = {"gpu_clock_mhz": 1980, "gpu_busy_before_percent": 3, "gpu_temperature_c": 41}
+    assert gpu_state("cuda:0") == {"gpu_driver": "580.1"} | found
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    assert gpu_state("cuda:0") == {}
+    assert gpu_state("cuda:0") == {"gpu_unread": "nvidia-ml-py is not installed"}
+
+
+def test_what_reads_a_gpu_is_a_dependency() -> None:
+    """Without it clocks, power and driver would be missing from every result of a GPU."""
+    pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
+    assert any(name.startswith("nvidia-ml-py") for name in pyproject["project"]["dependencies"])

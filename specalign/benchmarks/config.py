@@ -79,7 +79,8 @@ class DecodingConfig:
     """Verification rule."""
     runtime: Literal["auto", "eager", "packed", "compiled"] = "auto"
     """How steps run: eager; packed (weights laid out for the CPU's kernels); compiled (torch.compile: on a CPU
-    about two minutes a draft length of a 30-layer target); auto: packed where it can be, else eager."""
+    about two minutes a draft length of a 30-layer target); auto: packed where it can be, compiled on CUDA (eager where
+    the target is an encoder-decoder model or quantised), else eager."""
     max_new_tokens: int = 64
     """Most new tokens of a generation."""
     repeats: int = 1

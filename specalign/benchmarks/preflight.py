@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from specalign.benchmarks.config import BenchConfig, named_drafters
-from specalign.benchmarks.runtime import require_compilable, resolve_runtime
+from specalign.benchmarks.runtime import resolve_runtime
 from specalign.data import Columns, encode_prompts
 from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
 from specalign.data.turns import end_of_turn
@@ -88,9 +88,9 @@ def _rule(config: BenchConfig) -> str:
 
 def _runtime(config: BenchConfig, target: models.Outline) -> str:
     device = resolve_device(config.device)
-    runtime = resolve_runtime(config.decoding.runtime, resolve_dtype(config.target.dtype, device), device)
-    require_compilable(runtime, target.model)
-    return runtime
+    dtype = resolve_dtype(config.target.dtype, device)
+    quantized = config.target.quantization != "none"
+    return resolve_runtime(config.decoding.runtime, target.model, dtype, device, quantized=quantized)
 
 
 def _target_context(config: BenchConfig, target: models.Outline) -> str | Caution:

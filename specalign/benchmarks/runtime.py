@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from specalign.benchmarks.config import DecodingConfig
 from specalign.data import Prompt
 from specalign.decoding import Drafter, ModelDrafter, Shapes, Stepper, make_stepper
+from specalign.decoding.stepper import Runtime
 from specalign.errors import UserError
 from specalign.models.packing import can_pack
 from specalign.models.properties import position_scaling
@@ -26,24 +27,43 @@ Progress = Callable[[int], None]
 
 
 def resolve_runtime(
-    asked: Literal["auto", "eager", "packed", "compiled"], dtype: torch.dtype, device: torch.device
-) -> Literal["eager", "packed", "compiled"]:
-    """What ``auto`` stands for on this machine."""
+    asked: Literal["auto", "eager", "packed", "compiled"],
+    target: PreTrainedModel,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    quantized: bool = False,
+) -> Runtime:
+    """What ``auto`` stands for on this machine: packed on a CPU that can, compiled on CUDA where that can be.
+
+    Launched one by one, a step's kernels take longer than they run: eager times on CUDA are Python's. ``target`` may
+    be without weights; ``quantized`` ones are bitsandbytes' layers, which are no single graph. Raises UserError for a
+    runtime that cannot be had.
+    """
+    packs = device.type == "cpu" and can_pack(torch.empty(0, 0, dtype=dtype))
+    obstacle = _obstacle(target)
     if asked == "auto":
-        return "packed" if can_pack(torch.empty(0, 0, dtype=dtype, device=device)) else "eager"
+        if packs and not quantized:
+            return "packed"
+        return "compiled" if device.type == "cuda" and not obstacle and not quantized else "eager"
+    if asked == "compiled" and obstacle:
+        raise UserError(f"{obstacle}; use decoding.runtime = eager or packed")
+    if asked == "packed" and not packs:
+        kind = str(dtype).removeprefix("torch.")
+        raise UserError(
+            f"nothing can be packed for {kind} on {device}; use decoding.runtime = eager or compiled"
+        )
     return asked
 
 
-def require_compilable(runtime: str, target: PreTrainedModel) -> None:
-    """Raise UserError where ``runtime`` compiles what cannot be compiled."""
-    if runtime == "compiled" and target.config.is_encoder_decoder:
-        raise UserError("encoder-decoder models cannot be compiled; use decoding.runtime = eager or packed")
-    scaling = position_scaling(target.config)
-    if runtime == "compiled" and scaling:
-        raise UserError(
-            f"models with {scaling.kind} scaling of positions cannot be compiled: it reads the length of the text; use "
-            "decoding.runtime = eager or packed"
-        )
+def _obstacle(target: PreTrainedModel) -> str:
+    """Why a target cannot be compiled; empty: it can."""
+    if target.config.is_encoder_decoder:
+        return "encoder-decoder models cannot be compiled"
+    if scaling := position_scaling(target.config):
+        kind = scaling.kind
+        return f"models with {kind} scaling of positions cannot be compiled: it reads the length of the text"
+    return ""
 
 
 def make_ready(
@@ -53,8 +73,8 @@ def make_ready(
     prompts: Sequence[Prompt],
 ) -> tuple[Stepper, dict[str, Drafter | None]]:
     """Target and drafters as the suite's runtime steps them. Raises UserError where that cannot be."""
-    runtime = resolve_runtime(decoding.runtime, target.dtype, target.device)
-    require_compilable(runtime, target)
+    quantized = getattr(target, "quantization_method", None) is not None
+    runtime = resolve_runtime(decoding.runtime, target, target.dtype, target.device, quantized=quantized)
     sizes = (1, *(gamma + 1 for gamma in decoding.gammas))
     longest = max(len(prompt.input_ids) for prompt in prompts)
     capacity = rounded_up(longest + decoding.max_new_tokens + 2 * max(sizes) + 2, CAPACITY_STEP)

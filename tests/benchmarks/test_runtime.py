@@ -11,7 +11,9 @@ import torch
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import parse_run
 from specalign.benchmarks.runtime import resolve_runtime, rounded_up
+from specalign.errors import UserError
 from specalign.models.packing import can_pack
+from specalign.models.tiny import make_model
 from specalign.results import RECORDS_FILE, read_records, read_result
 
 Bench = Callable[..., list[str]]
@@ -32,13 +34,23 @@ def test_every_runtime_gives_the_eager_outputs(bench: Bench, tmp_path: Path, run
     assert outputs(bench, tmp_path / runtime, runtime) == outputs(bench, tmp_path / "eager", "eager")
 
 
-def test_auto_packs_what_can_be_packed_and_leaves_the_rest_eager() -> None:
-    cpu = torch.device("cpu")
-    expected = "packed" if can_pack(torch.zeros(1, 1)) else "eager"
-    assert resolve_runtime("auto", torch.float32, cpu) == expected
-    assert resolve_runtime("auto", torch.float64, cpu) == "eager"
-    assert resolve_runtime("auto", torch.float32, torch.device("meta")) == "eager"
-    assert resolve_runtime("compiled", torch.float64, cpu) == "compiled"
+def test_auto_is_what_each_device_is_fast_with() -> None:
+    cpu, cuda, llama, t5 = torch.device("cpu"), torch.device("cuda"), make_model("llama"), make_model("t5")
+    packed = "packed" if can_pack(torch.zeros(1, 1)) else "eager"
+    assert resolve_runtime("auto", llama, torch.float32, cpu) == packed
+    assert resolve_runtime("auto", llama, torch.float64, cpu) == "eager"
+    assert resolve_runtime("auto", llama, torch.bfloat16, cuda) == "compiled"
+    assert resolve_runtime("auto", llama, torch.bfloat16, cuda, quantized=True) == "eager"
+    assert resolve_runtime("auto", t5, torch.bfloat16, cuda) == "eager"
+    assert resolve_runtime("compiled", llama, torch.float64, cpu) == "compiled"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "device"), [(torch.bfloat16, "cuda"), (torch.float32, "cuda"), (torch.float64, "cpu")]
+)
+def test_packed_is_refused_where_nothing_would_be_packed(dtype: torch.dtype, device: str) -> None:
+    with pytest.raises(UserError, match=r"nothing can be packed for .* use decoding.runtime"):
+        resolve_runtime("packed", make_model("llama"), dtype, torch.device(device))
 
 
 def test_capacities_are_rounded_up() -> None:
