@@ -14,12 +14,15 @@ import torch
 from rich.table import Table
 from scipy import stats
 from torch import Tensor
+from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
 from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Shapes, generate, make_stepper
 from specalign.decoding.clock import Clock
+from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import decoder_sequences
+from specalign.models.devices import prepare_device
 from specalign.models.heads import head_of, hidden_states
 from specalign.models.tiny import FAMILIES, make_model, perturbed
 from specalign.progress import progress_bar
@@ -29,6 +32,8 @@ N_NEW, GAMMA = 16, 3
 VOCAB, N_SAMPLED, N_SAMPLES = 5, 3, 3000
 LEAST_P_VALUE, MOST_P_VALUE_OF_A_LOSSY_RULE = 1e-4, 1e-9
 CLOCK_TOLERANCE = 0.05
+MOST_SECONDS_OF_A_FRESH_LENGTH = 3.0
+"""As a multiple of a known one's; cuDNN's attention took hundreds."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +48,12 @@ class Outcome:
 
 def selftest(device: torch.device, *, compiled: bool = True) -> list[Outcome]:
     """Run everything on ``device``."""
+    prepare_device(device)
     jobs: list[Callable[[], Outcome]] = [partial(parity, family, device) for family in FAMILIES]
+    jobs += [partial(half_precision, device)]
     jobs += [partial(compiled_parity, device)] if compiled else []
     jobs += [partial(losslessness, rule, device) for rule in ("token", "block", "lenience")]
-    jobs += [partial(clock_against_wall, device), partial(waiting, device)]
+    jobs += [partial(clock_against_wall, device), partial(waiting, device), partial(fresh_lengths, device)]
     outcomes = []
     with progress_bar("testing this machine", len(jobs)) as bar:
         for job in jobs:
@@ -81,8 +88,29 @@ def parity(family: str, device: torch.device) -> Outcome:
     return Outcome(f"parity, {family}", not wrong, detail)
 
 
+def half_precision(device: torch.device) -> Outcome:
+    """In bfloat16, where kernels round by shape: plain and speculative output differ by ties and rounding alone."""
+    target, near = (
+        _on(device, model).bfloat16() for model in (make_model("llama"), perturbed(make_model("llama"), 0.05))
+    )
+    plain, speculative = (
+        generate(target, drafter, PROMPTS, gamma=GAMMA, max_new_tokens=N_NEW, eos=()).token_ids
+        for drafter in (None, ModelDrafter(near))
+    )
+    found = Counter(
+        classify_divergence(target, prompt, ours, theirs, gamma=GAMMA)
+        for prompt, ours, theirs in zip(PROMPTS, speculative, plain, strict=True)
+    )
+    detail = ", ".join(f"{kind}: {n}" for kind, n in sorted(found.items()))
+    return Outcome("bfloat16, llama", not found["unexplained"], f"why outputs differ: {detail}")
+
+
 def compiled_parity(device: torch.device) -> Outcome:
-    """A compiled target decodes what the loop without cache does; not tried where nothing can be compiled."""
+    """A compiled target decodes what the loop without cache does; not tried where nothing can be compiled.
+
+    On CUDA its steps must be CUDA graphs: where inductor skips these, it is Python's launches that are timed.
+    """
+    skipped = counters["inductor"]["cudagraph_skips"]
     model = _on(device, make_model("llama"))
     expected = [naive_greedy(model, prompt, N_NEW) for prompt in PROMPTS]
     shapes = Shapes(sizes=(1, GAMMA + 1), capacity=64, n_rows=len(PROMPTS))
@@ -94,7 +122,10 @@ def compiled_parity(device: torch.device) -> Outcome:
         return Outcome("parity, compiled llama", None, f"nothing can be compiled here: {reason[0][:120]}")
     compile_s = time.perf_counter() - begin
     found = generate(target, PromptLookup(), PROMPTS, gamma=GAMMA, max_new_tokens=N_NEW, eos=()).token_ids
-    return Outcome("parity, compiled llama", found == expected, f"compiled in {compile_s:.0f} s")
+    skipped = counters["inductor"]["cudagraph_skips"] - skipped
+    graphs = f"; CUDA graphs skipped {skipped} times" if device.type == "cuda" else ""
+    right = found == expected and not skipped
+    return Outcome("parity, compiled llama", right, f"compiled in {compile_s:.0f} s{graphs}")
 
 
 def losslessness(rule: str, device: torch.device) -> Outcome:
@@ -150,6 +181,21 @@ def waiting(device: torch.device) -> Outcome:
     seconds(4)
     ratio = float(np.median([seconds(40) / seconds(10) for _ in range(5)]))
     return Outcome("synchronisation", 2.5 < ratio < 6.5, f"four times the work takes {ratio:.1f} times as long")
+
+
+def fresh_lengths(device: torch.device) -> Outcome:
+    """Steps at lengths that were never met before take what they take the second time: no kernel is planned anew."""
+    target = _on(device, make_model("llama", max_positions=256)).bfloat16()
+
+    def steps(prompt: list[int]) -> list[float]:
+        result = generate(target, None, prompt, max_new_tokens=64, eos=())
+        return [step.verify_s for step in result.steps[0]]
+
+    steps([5])
+    first, second = steps([5] * 100), steps([5] * 100)
+    ratio = float(np.median(first) / np.median(second))
+    passed = ratio < MOST_SECONDS_OF_A_FRESH_LENGTH
+    return Outcome("fresh lengths", passed, f"a step takes {ratio:.1f} times what it takes the second time")
 
 
 def naive_greedy(model: PreTrainedModel, prompt: Sequence[int], n: int) -> list[int]:

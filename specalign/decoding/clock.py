@@ -10,7 +10,7 @@ Mark = float | torch.cuda.Event
 
 
 class Clock:
-    """Marks points in time on a device. Only :meth:`seconds` and :meth:`settle` may wait for it."""
+    """Marks points in time on a device, the current one or not. Only :meth:`seconds` and :meth:`settle` may wait."""
 
     def __init__(self, device: torch.device) -> None:
         self.on_cuda = device.type == "cuda"
@@ -21,7 +21,7 @@ class Clock:
         if not self.on_cuda:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True)
-        event.record()
+        event.record(torch.cuda.current_stream(self.device))
         return event
 
     def settle(self) -> float:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from specalign.errors import UserError, unknown
+from specalign.models.devices import prepare_device
 from specalign.models.gguf import builtin_gguf, convert_gguf
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
@@ -106,6 +107,7 @@ def load_model(
     Raises UserError where the name, the attention implementation or the quantisation cannot be had.
     """
     source = resolve_model(name)
+    prepare_device(torch.device(device))
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     if attn != "auto":
         options["attn_implementation"] = attn

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 import torch
+from torch._dynamo.utils import counters
+from transformers import PreTrainedModel
 
 from specalign.benchmarks import selftest
 from specalign.benchmarks.cli import main
+from specalign.decoding.cache import RowCache
 from specalign.decoding.verification import RULES, lenience
 from specalign.errors import UserError
 
@@ -28,6 +33,41 @@ def test_sampling_is_lossless_and_the_lossy_rule_is_caught(rule: str) -> None:
 def test_a_lossy_rule_under_a_lossless_name_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "token", lenience)
     assert selftest.losslessness("token", CPU).passed is False
+
+
+def test_half_precision_differs_by_rounding_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert selftest.half_precision(CPU).passed
+    monkeypatch.setattr(selftest, "classify_divergence", lambda *_, **__: "unexplained")
+    assert selftest.half_precision(CPU).passed is False
+
+
+def test_steps_at_fresh_lengths_that_plan_a_kernel_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert selftest.fresh_lengths(CPU).passed
+    met: set[int] = set()
+
+    def planned(self: RowCache, n_new: int, device: torch.device) -> torch.Tensor:
+        if self.lengths[0] not in met:
+            met.add(self.lengths[0])
+            time.sleep(0.02)
+        return begin(self, n_new, device)
+
+    begin = RowCache.begin
+    monkeypatch.setattr(RowCache, "begin", planned)
+    assert selftest.fresh_lengths(CPU).passed is False
+
+
+def test_skipped_cuda_graphs_are_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs are right then, and times are not the device's."""
+    monkeypatch.setattr(selftest, "make_stepper", lambda model, *_, **__: skip(model))
+
+    def skip(model: PreTrainedModel) -> PreTrainedModel:
+        counters["inductor"]["cudagraph_skips"] += n_skipped
+        return model
+
+    n_skipped = 0
+    assert selftest.compiled_parity(CPU).passed
+    n_skipped = 2
+    assert selftest.compiled_parity(CPU).passed is False
 
 
 def test_a_failure_is_shown_and_ends_with_exit_code_1(
