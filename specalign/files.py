@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from specalign import folders
 from specalign.errors import UserError
@@ -54,12 +54,27 @@ def atomic_path(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-def open_text(path: Path) -> IO[str]:
-    """Open a text file to read. Raises UserError where there is none."""
+def read_text(path: Path) -> str:
+    """The text of a file. Raises UserError where there is none, or where it is not UTF-8."""
     try:
-        return open(path, encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"no such file: {path}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}"
+        ) from None
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, without their newlines. Raises UserError where there is none, or it ends within a line."""
+    if not path.is_file():
+        raise UserError(f"no such file: {path}")
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                raise UserError(f"{path}, line {number}: cut off; the run was interrupted while writing it")
+            yield line[:-1]
 
 
 def file_sha256(path: Path) -> str:

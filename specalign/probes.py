@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from specalign.errors import UserError
-from specalign.files import file_sha256
+from specalign.files import byte_lines, file_sha256
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
@@ -157,7 +157,7 @@ def read_probes(path: Path) -> list[Probe]:
     if not path.exists():
         return []
     probes = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(byte_lines(path), start=1):
         try:
             probes.append(_PROBE.validate_json(line))
         except ValidationError as error:

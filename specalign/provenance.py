@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -128,6 +130,11 @@ def gpu_state(device: str) -> dict[str, Any]:
         with suppress(NVMLError, RuntimeError):
             found[name] = read(torch.device(device))
     return found
+
+
+def references_sha256(references: Iterable[tuple[str, str]]) -> str:
+    """One hash over (prompt's id, reference), in the order of the prompts."""
+    return hashlib.sha256(json.dumps([list(pair) for pair in references]).encode()).hexdigest()
 
 
 def weights_sha256(folder: Path) -> str:

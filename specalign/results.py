@@ -17,9 +17,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from specalign.errors import UserError
-from specalign.files import open_text, write_text
+from specalign.files import byte_lines, read_text, write_text
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""2: records have ``begun_at``, ``call_s`` and ``chain``. Files of version 1 are read."""
 RECORDS_FILE = "records.jsonl"
 RESULT_FILE = "result.json"
 TARGET, LOOKUP = "target", "prompt_lookup"
@@ -125,7 +126,13 @@ class GenerationRecord:
     """Whether each draft ended where a further token was not expected to pay."""
     busy: float | None = None
     """Share of the processor's time that other processes took meanwhile, 0 to 1; None where that is not known."""
+    begun_at: float | None = None
+    """Seconds since 1970 when the call began."""
+    call_s: float | None = None
+    """Seconds of the call by a clock outside the engine; wall_s and what little lies around it."""
     schema_version: int = SCHEMA_VERSION
+    chain: str = ""
+    """Hash of this line and all before it (specalign/chain.py)."""
     __pydantic_config__ = _STRICT
 
 
@@ -354,15 +361,45 @@ def record_line(record: GenerationRecord) -> str:
 
 
 def read_records(path: Path) -> Iterator[GenerationRecord]:
-    """Read records.jsonl. A damaged line raises UserError with its number."""
-    with open_text(path) as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith("\n"):
-                raise UserError(f"{path}, line {number}: cut off; the run was interrupted while writing it")
-            try:
-                yield _RECORD.validate_json(line)
-            except ValidationError as error:
-                raise UserError(f"{path}, line {number}: {first_problem(error)}") from None
+    """Read records.jsonl. A damaged, impossible or repeated line raises UserError with its number."""
+    first: dict[tuple[object, ...], int] = {}
+    for number, line in enumerate(byte_lines(path), start=1):
+        try:
+            record = _RECORD.validate_json(line)
+        except ValidationError as error:
+            raise UserError(f"{path}, line {number}: {first_problem(error)}") from None
+        problem = _newer(record.schema_version) or _impossible(record)
+        if problem:
+            raise UserError(f"{path}, line {number}: {problem}")
+        if (other := first.setdefault(record_key(record), number)) != number:
+            raise UserError(f"{path}, line {number}: the same generation as line {other}")
+        yield record
+
+
+def record_key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
+    """What identifies a generation in its run."""
+    return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat
+
+
+def _newer(version: int) -> str:
+    return f"schema version {version} is of a newer specalign" if version > SCHEMA_VERSION else ""
+
+
+def _impossible(record: GenerationRecord) -> str:
+    """What no generation can have been like; empty where there is nothing."""
+    steps = record.steps
+    times = [
+        record.prefill_s,
+        record.decode_s,
+        *((*steps.draft_s, *steps.verify_s, *steps.rest_s) if steps else ()),
+    ]
+    if record.status == "ok" and record.wall_s <= 0:
+        return f"wall_s is {record.wall_s:g}; a generation takes time"
+    if min(times) < 0:
+        return f"a time of {min(times):g} seconds"
+    if steps and len({len(column) for column in vars(steps).values()}) > 1:
+        return "the columns of its steps have different lengths"
+    return ""
 
 
 def write_result(run: Path, result: BenchmarkResult) -> None:
@@ -373,12 +410,13 @@ def write_result(run: Path, result: BenchmarkResult) -> None:
 def read_result(run: Path) -> BenchmarkResult:
     """Read result.json of a run folder. Raises UserError where it is missing or not valid."""
     path = run / RESULT_FILE
-    with open_text(path) as file:
-        text = file.read()
     try:
-        return _RESULT.validate_json(text)
+        result = _RESULT.validate_json(read_text(path))
     except ValidationError as error:
         raise UserError(f"{path} is not a valid result: {first_problem(error)}") from None
+    if problem := _newer(result.schema_version):
+        raise UserError(f"{path}: {problem}")
+    return result
 
 
 def first_problem(error: ValidationError) -> str:

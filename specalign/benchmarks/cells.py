@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from transformers import PreTrainedModel
 
+from specalign.analysis.plan import generation_seed, shuffled
 from specalign.analysis.summary import divergent
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
@@ -54,18 +54,11 @@ def plan_cells(
     prompts: Sequence[Prompt], gammas: Mapping[str, Sequence[int]], config: BenchConfig
 ) -> list[Cell]:
     """The same for methods and their draft lengths."""
-    plan = [
-        (prompt, method, temperature, gamma, repeat)
-        for prompt in prompts
-        for method, lengths in gammas.items()
-        for temperature in config.decoding.temperatures
-        for gamma in lengths
-        for repeat in range(config.decoding.repeats)
-    ]
-    random.Random(config.seed).shuffle(plan)
+    decoding = config.decoding
+    plan = shuffled(prompts, gammas, decoding.temperatures, decoding.repeats, config.seed)
     return [
-        Cell(order, *what, seed=random.Random(f"{config.seed}|{what[0].id}|{what[1:]}").getrandbits(62))
-        for order, what in enumerate(plan)
+        Cell(order, prompt, *what, seed=generation_seed(config.seed, prompt.id, what))
+        for order, (prompt, what) in enumerate(plan)
     ]
 
 
@@ -107,11 +100,6 @@ def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) ->
         reference=cell.prompt.reference,
         **outcome,
     )
-
-
-def record_key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
-    """As the key of its cell."""
-    return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat
 
 
 def judge_divergences(

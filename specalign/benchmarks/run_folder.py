@@ -15,6 +15,7 @@ from specalign.analysis.verdict import trust_checks
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
+from specalign.chain import continued
 from specalign.config import as_table
 from specalign.errors import UserError
 from specalign.files import file_sha256
@@ -71,6 +72,7 @@ def fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Bench
     decoding = begin(config)
     result = _opening(config, decoding, checkpoints)
     _prepare(config, before, result)
+    result = continued(before, result, config.output)
     append_probes(config.output, decoding.facts)
     write_result(config.output, result)
     load = BusyMeter()

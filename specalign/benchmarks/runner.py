@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,11 +13,12 @@ import torch
 
 from specalign.benchmarks.adaptive import adaptive_costs, with_adaptive
 from specalign.benchmarks.calls import call_probes, fact_probes
-from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record, record_key
+from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.outputs import output_probes
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, load_suite
+from specalign.chain import appending
 from specalign.decoding import Generation, ModelDrafter, generate
 from specalign.probes import CopyProbe
 from specalign.progress import progress_bar
@@ -27,7 +29,7 @@ from specalign.results import (
     GenerationRecord,
     StepTrace,
     read_records,
-    record_line,
+    record_key,
 )
 
 PROBINGS = 12
@@ -81,7 +83,7 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
     _warm_up(suite, config, missing)
     with (
         _frozen_heap(),
-        open(path, "a", encoding="utf-8") as file,
+        appending(config.output) as append,
         progress_bar("decoding", len(plan)) as bar,
     ):
         bar.advance(len(done))
@@ -89,8 +91,7 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
             for number in probings.get(cell.order, ()):
                 with _no_garbage_collection():
                     append_probes(config.output, call_probes(suite, config, number))
-            file.write(record_line(_generate_one(suite, config, cell)))
-            file.flush()
+            append(_generate_one(suite, config, cell))
             bar.advance()
 
 
@@ -112,7 +113,9 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
     load = BusyMeter()
     try:
         with _no_garbage_collection():
+            begun_at, begin = time.time(), time.perf_counter()
             done = _decode(suite, config, cell, max_new_tokens=config.decoding.max_new_tokens)
+            call_s = time.perf_counter() - begin
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
         return new_record(suite, config, cell, status="failed", error=reason[:500])
@@ -131,6 +134,8 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
         decode_s=done.decode_s,
         wall_s=done.wall_s,
         busy=busy,
+        begun_at=begun_at,
+        call_s=call_s,
     )
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shlex
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from specalign.analysis.summary import divergent
-from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells, record_key
+from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells
 from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, outline_suite
+from specalign.chain import appending
 from specalign.decoding import PromptLookup
 from specalign.errors import UserError, unknown
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
@@ -32,7 +34,7 @@ from specalign.results import (
     DraftCounts,
     GenerationRecord,
     read_records,
-    record_line,
+    record_key,
 )
 from specalign.serving.client import (
     Request,
@@ -204,11 +206,10 @@ def _generate_all(
     suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server, advance: Any
 ) -> None:
     counts = settled_counts(server)
-    with open(config.output / RECORDS_FILE, "a", encoding="utf-8") as file:
+    with appending(config.output) as append:
         for cell in cells:
             record, counts = _generate_one(suite, config, cell, server, counts)
-            file.write(record_line(record))
-            file.flush()
+            append(record)
             advance()
 
 
@@ -216,8 +217,10 @@ def _generate_one(
     suite: Suite, config: BenchConfig, cell: Cell, server: Server, before: DraftCounts | None
 ) -> tuple[GenerationRecord, DraftCounts | None]:
     """The record, and the counters after it. A server that is gone raises UserError."""
+    begun_at, begin = time.time(), time.perf_counter()
     try:
         answer = complete(server, _request(config, cell))
+        call_s = time.perf_counter() - begin
     except RuntimeError as error:
         connect(server.url)
         return new_record(suite, config, cell, status="failed", error=str(error)[:500]), settled_counts(server)
@@ -236,6 +239,8 @@ def _generate_one(
         prefill_s=answer.first_s,
         decode_s=answer.wall_s - answer.first_s,
         wall_s=answer.wall_s,
+        begun_at=begun_at,
+        call_s=call_s,
     )
     return record, after
 

@@ -32,7 +32,7 @@ from specalign.models.preflight import outline
 from specalign.models.properties import add_end, decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
-from specalign.provenance import weights_sha256
+from specalign.provenance import references_sha256, weights_sha256
 from specalign.results import TARGET, ModelInfo
 
 
@@ -107,6 +107,7 @@ def data_facts(suite: Suite) -> dict[str, Any]:
         "n_truncated_prompts": len(cut),
         "n_truncated_tokens": sum(cut),
         "prompts_sha256": hashlib.sha256(repr(suite.prompts).encode()).hexdigest(),
+        "references_sha256": references_sha256((prompt.id, prompt.reference) for prompt in suite.prompts),
     }
 
 

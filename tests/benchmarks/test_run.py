@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from specalign.benchmarks import runner
-from specalign.benchmarks.cells import record_key
 from specalign.benchmarks.cli import main, parse_run
 from specalign.errors import UserError, run_cli
 from specalign.results import (
@@ -18,6 +17,7 @@ from specalign.results import (
     SummaryRow,
     read_records,
     read_result,
+    record_key,
     record_line,
     write_result,
 )
