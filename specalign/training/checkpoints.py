@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -118,15 +118,43 @@ def load_checkpoint(
     return position
 
 
-def save_weights(path: Path, model: nn.Module) -> None:
-    """The parameters alone, atomically."""
-    with atomic_path(path) as partial:
-        save_file(_weights(model), partial)
+@dataclass(frozen=True)
+class Kept:
+    """Weights that a validation found to be the best so far, and what it found."""
+
+    step: int
+    metric: str
+    value: float
 
 
-def load_weights(path: Path, model: nn.Module) -> None:
-    """Restore what :func:`save_weights` wrote, in place."""
-    _restore_weights(model, load_file(path))
+def save_best(run: Path, model: nn.Module, kept: Kept) -> None:
+    """The parameters and what is known of them, atomically, in the place of older ones."""
+    with atomic_path(run / BEST) as partial:
+        save_file(_weights(model), partial, {name: str(value) for name, value in asdict(kept).items()})
+
+
+def read_best(run: Path) -> Kept | None:
+    """What :func:`save_best` wrote last; None where there is nothing, or something damaged."""
+    try:
+        with safe_open(run / BEST, "pt") as file:
+            known = file.metadata()
+        return Kept(int(known["step"]), known["metric"], float(known["value"]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
+def load_best(run: Path, model: nn.Module) -> None:
+    """Restore the parameters that :func:`save_best` wrote, in place."""
+    _restore_weights(model, load_file(run / BEST))
+
+
+def sweep(run: Path) -> None:
+    """Remove what a killed process left half written in ``run``; call it where no other process writes there."""
+    for path in [*run.glob(".partial-*"), *(run / FOLDER).glob(".*")]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 @torch.no_grad()

@@ -239,8 +239,17 @@ class LoggingConfig:
     """Checkpoints kept, the latest ones."""
     trackers: tuple[str, ...] = ()
     """Where the lines of train.jsonl go too: tensorboard, wandb, mlflow, ... (any tracker of accelerate's)."""
-    best: Metric | None = None
-    """Validation metric whose best weights become the result; none: the last weights."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class ResultConfig:
+    """Which weights a run leaves."""
+
+    keep: Literal["best", "last"] = "best"
+    """best: those of the best validation, the start's included; last: those of the last step."""
+    metric: Metric = "alpha"
+    """Validation metric by which one is the best; probe_tau, of real decoding, needs logging.probe_prompts."""
     __pydantic_config__ = STRICT
 
 
@@ -278,6 +287,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    result: ResultConfig = field(default_factory=ResultConfig)
     __pydantic_config__ = STRICT
 
 
@@ -388,8 +398,8 @@ def check(config: TrainConfig) -> None:
     if not 0 <= rollout.student_fraction <= 1:
         raise UserError(f"rollout.student_fraction must lie in 0..1, not {rollout.student_fraction}")
     _check_optimiser(optimiser)
-    if config.logging.best == "probe_tau" and not config.logging.probe_prompts:
-        raise UserError("logging.best = probe_tau needs logging.probe_prompts")
+    if config.result.metric == "probe_tau" and not config.logging.probe_prompts:
+        raise UserError("result.metric = probe_tau needs logging.probe_prompts")
     if config.logging.trackers:
         from specalign.training.tracking import require_trackers
 

@@ -7,15 +7,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from specalign.config import as_table
+from specalign.errors import UserError
 from specalign.progress import Bar
 from specalign.training import distributed, folder
-from specalign.training.checkpoints import BEST, save_checkpoint, save_weights
+from specalign.training.checkpoints import Kept, list_checkpoints, save_best, save_checkpoint
+from specalign.training.config import UNTRAINED
 from specalign.training.optimiser import gathered_state
 from specalign.training.rows import Layout
 from specalign.training.scoring import overlaps
@@ -81,17 +85,25 @@ class Journal:
         self.last_log, self.loss_sum, self.n_tokens = now, 0.0, 0
 
 
-def checkpoint(run: Run, optimiser_state: dict[str, dict[str, Tensor]]) -> None:
-    """Write everything that the run needs to go on from here."""
-    save_checkpoint(
-        run.path,
-        run.pair.student,
-        optimiser_state,
-        run.generator,
-        run.position,
-        run.scaler,
-        keep=run.config.logging.keep_checkpoints,
-    )
+def checkpoint(run: Run, optimiser_state: dict[str, dict[str, Tensor]]) -> Path:
+    """Write everything that the run needs to go on from here. UserError, with the last one, where that fails."""
+    try:
+        return save_checkpoint(
+            run.path,
+            run.pair.student,
+            optimiser_state,
+            run.generator,
+            run.position,
+            run.scaler,
+            keep=run.config.logging.keep_checkpoints,
+        )
+    except (OSError, SafetensorError) as error:
+        older = list_checkpoints(run.path)
+        known = f"the last one is {older[-1]}" if older else "there is no earlier one"
+        raise UserError(
+            f"cannot write a checkpoint of step {run.position.step} below {run.path} ({error}); {known}: make room, "
+            "and the same command goes on from it"
+        ) from None
 
 
 @contextmanager
@@ -174,8 +186,15 @@ def validate(run: Run, begun: float) -> None:
 
 def keep_best(run: Run, found: dict[str, float]) -> None:
     """Save the weights where the watched metric is better than ever before."""
-    watched, best = run.config.logging.best, run.position.best_metric
-    if watched is None or (best is not None and found[watched] <= best):
+    result, best = run.config.result, run.position.best_metric
+    if result.keep == "last" or run.config.method in UNTRAINED:
         return
-    run.position.best_metric = found[watched]
-    save_weights(run.path / BEST, run.pair.student)
+    if best is None or found[result.metric] > best:
+        run.position.best_metric = found[result.metric]
+        save_best(run.path, run.pair.student, Kept(run.position.step, result.metric, found[result.metric]))
+
+
+def last_validation(run: Run) -> int | None:
+    """The step of the last validation in the log."""
+    steps = [line["step"] for line in folder.read_log(run.path) if line["kind"] == "validation"]
+    return steps[-1] if steps else None

@@ -15,20 +15,19 @@ import torch
 from torch import Tensor
 
 from specalign import provenance
-from specalign.config import as_table
 from specalign.data import Prompt
 from specalign.errors import UserError
 from specalign.files import write_json
 from specalign.losses import reduce_tokens
 from specalign.progress import Bar, progress_bar
 from specalign.training import distributed, folder
-from specalign.training.checkpoints import BEST, load_weights
 from specalign.training.config import UNTRAINED, TrainConfig
 from specalign.training.coverage import coverage
-from specalign.training.journal import Journal, StepReport, tracking, validate
+from specalign.training.ending import finish, secure
+from specalign.training.journal import Journal, StepReport, last_validation, tracking, validate
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice
-from specalign.training.optimiser import clip_gradients, rate
+from specalign.training.optimiser import clip_gradients, gathered_state, rate
 from specalign.training.rollouts import Writer
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import columns_of, per_token_loss, states
@@ -58,8 +57,10 @@ def train(config: TrainConfig, materials: Materials, validation: Validation | No
             with whole(run.pair.student):
                 validate(run, begun)
         loop(run, bar, begun)
+    optimiser_state = gathered_state(run.optimiser)
     with whole(run.pair.student):
         if distributed.rank() == 0:
+            secure(run, optimiser_state)
             stamp |= {"data": data_facts(materials), "draft_vocabulary": asdict(covered) if covered else {}}
             finish(run, materials, stamp, begun)
     return path
@@ -78,7 +79,8 @@ def loop(run: Run, bar: Bar, begun: float) -> None:
         journal.record(report, ended=spent(run) >= 1)
     if run.config.method not in UNTRAINED:
         with whole(run.pair.student):
-            validate(run, begun)
+            if distributed.rank() == 0 and last_validation(run) != position.step:
+                validate(run, begun)
 
 
 def spent(run: Run) -> float:
@@ -247,35 +249,6 @@ def autocast(run: Run) -> Any:
     if kind == "bfloat16" or (kind == "auto" and device.type == "cuda"):
         return torch.autocast(device.type, dtype=torch.bfloat16)
     return nullcontext()
-
-
-def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) -> None:
-    """Write the student, then the provenance that says that it is complete."""
-    student = run.pair.student
-    if run.config.logging.best is not None:
-        load_weights(run.path / BEST, student)
-    if run.config.optimiser.gradient_checkpointing:
-        student.gradient_checkpointing_disable()
-    folder.write_model(run.path, student, materials.tokenizer, run.pair.draft_vocabulary)
-    config, position = run.config, run.position
-    facts = {
-        "status": "complete",
-        "method": config.method,
-        "teacher": config.teacher.model,
-        "student_start": config.student.model or config.student.start,
-        "trained_tokens": position.n_tokens,
-        "steps": position.step,
-        "train_s": position.train_s,
-        "wall_s": time.monotonic() - begun,
-        "prepare_s": dict(materials.seconds),
-        "student_share": position.n_on_policy / max(1, position.n_prompts),
-        "best": {config.logging.best: position.best_metric} if config.logging.best else {},
-        "seed": config.seed,
-        "weights_sha256": provenance.weights_sha256(run.path),
-        "config": as_table(config),
-    }
-    write_json(run.path / folder.PROVENANCE, {**facts, **stamp})
-    print(f"{run.path}: {config.method} trained, {position.step} steps, {position.n_tokens} tokens", flush=True)
 
 
 def _explain_non_finite(run: Run, loss: float, norm: float, rows: Sequence[Row]) -> str:

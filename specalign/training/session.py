@@ -11,6 +11,7 @@ from specalign.folders import hold
 from specalign.preflight import require_passed
 from specalign.training.config import TrainConfig, with_prompt
 from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
+from specalign.training.ending import require_intact
 from specalign.training.folder import is_complete
 from specalign.training.loop import train
 from specalign.training.materials import load_materials
@@ -36,7 +37,10 @@ def _train_all(configs: Sequence[TrainConfig]) -> None:
     unfinished = [config for config in configs if not is_complete(config)]
     wait_for_all()  # before rank 0 claims folders that the others still look at
     for config in configs:
-        if config not in unfinished and rank() == 0:
+        if config in unfinished:
+            continue
+        require_intact(config.output)
+        if rank() == 0:
             print(f"{config.output}: complete already, nothing to do (--overwrite trains it again)", flush=True)
     if unfinished:
         disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time

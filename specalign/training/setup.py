@@ -13,7 +13,7 @@ from specalign.data import Prompt
 from specalign.errors import UserError
 from specalign.losses import LOSSES, Objective, hyper_parameters, objective
 from specalign.training import distributed, folder
-from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint
+from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
 from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.materials import Materials
 from specalign.training.optimiser import adamw
@@ -125,12 +125,16 @@ def _known_parameters(name: str) -> dict[str, Any]:
 
 
 def resume(run: Run) -> None:
-    """Go on from the last checkpoint, if there is one."""
+    """Go on from the last checkpoint, if there is one, with the best weights that are there."""
+    if distributed.rank() == 0:
+        sweep(run.path)
     checkpoints = list_checkpoints(run.path)
     if checkpoints:
         run.position = load_checkpoint(
             checkpoints[-1], run.pair.student, run.optimiser, run.generator, run.scaler
         )
+        kept = read_best(run.path)
+        run.position.best_metric = kept.value if kept and kept.metric == run.config.result.metric else None
         if distributed.rank() == 0:
             print(f"{run.path}: resuming after step {run.position.step}", flush=True)
     distributed.wait_for_all()

@@ -210,13 +210,14 @@ def test_divided_layers_change_nothing_on_policy(
     tiny: Callable[..., TrainConfig], tmp_path: Path, checkpointing: bool
 ) -> None:
     """Rollouts of other lengths on each process, real decoding and the best weights on rank 0 alone."""
-    log = {"every": 1, "validate_every": 1, "probe_prompts": 2, "best": "alpha", "checkpoint_every": 2}
+    log = {"every": 1, "validate_every": 1, "probe_prompts": 2, "checkpoint_every": 2}
     whole, divided = (
         tiny(
             "distillspec",
             output=tmp_path / sharded,
             optimiser={"batch": 2, "gradient_checkpointing": checkpointing, "sharded": sharded},
             logging=log,
+            result={"keep": "best"},
         )
         for sharded in ("none", "weights")
     )

@@ -261,17 +261,6 @@ def test_a_budget_of_tokens_or_seconds_ends_the_run(tiny: Tiny) -> None:
     assert folder.read_provenance(by_seconds.output)["train_s"] >= 0.2
 
 
-def test_the_best_weights_become_the_result(tiny: Tiny) -> None:
-    config = tiny("sft", optimiser={"lr": 0.3}, logging={"best": "alpha", "validate_every": 1})
-    train_all([config])
-    scores = [line["alpha"] for line in folder.read_log(config.output) if line["kind"] == "validation"]
-    assert folder.read_provenance(config.output)["best"] == {"alpha": max(scores)}
-    again = tiny("sft", student={"model": str(config.output)}, output=config.output.with_name("again"))
-    train_all([replace(again, budget=replace(again.budget, steps=1))])
-    first = folder.read_log(again.output)[0]
-    assert first["alpha"] == pytest.approx(max(scores), abs=1e-6)
-
-
 def test_the_realised_mix_is_logged(tiny: Tiny) -> None:
     config = tiny("distillspec", budget={"steps": 12})
     train_all([config])
