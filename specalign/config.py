@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import io
 import os
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
@@ -23,9 +24,25 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from specalign.errors import UserError, unknown
 from specalign.files import write_text
+from specalign.text import NAME_RULE
 
-STRICT = ConfigDict(extra="forbid")
-"""Set as ``__pydantic_config__`` of every config dataclass: unknown keys of a file are errors."""
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Set as ``__pydantic_config__`` of every config dataclass: unknown keys of a file are errors, and so is NaN."""
+WORDS = {
+    "greater_than_equal": "must be at least {ge:g}",
+    "greater_than": "must be above {gt:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be below {lt:g}",
+    "finite_number": "must be a finite number",
+    "too_short": "must not be empty",
+    "string_pattern_mismatch": f"must be {NAME_RULE}",
+    "value_error": "{error}",
+}
+"""Kind of problem, as pydantic names it -> our words for it."""
+
+LARGEST_FILE = 2**20
+"""Bytes; a parser takes seconds for a hostile one."""
+QUOTED = r"'([^']*)'"
 
 C = TypeVar("C")
 
@@ -59,26 +76,37 @@ def load_config(config: type[C], path: Path) -> C:
 def read_table(path: Path) -> dict[str, Any]:
     """What a TOML file says."""
     try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path} is larger than a config can be ({LARGEST_FILE} bytes)")
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(f"no such file: {path}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:  # not TOML, not UTF-8, or a number of thousands of digits
         raise UserError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid TOML: it is nested too deep") from None
 
 
 def from_table(config: type[C], values: dict[str, Any], source: str) -> C:
     """A config dataclass from a table; ``source`` says in errors where that stands."""
     _refuse_unknown_keys(config, values, source)
     try:
-        return TypeAdapter(config).validate_python(values)
+        found = TypeAdapter(config).validate_python(values)
+        _require_text(values, source)
     except ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise UserError(f"{source}: {where} = {problem['input']!r}: {problem['msg']}") from None
+        raise UserError(_problem(error, source)) from None
+    except RecursionError:
+        raise UserError(f"{source or 'a value'} is nested too deep") from None
+    return found
+
+
+def checked(config: C) -> C:
+    """The config, its values held against the ranges of its fields as those of a file are. Raises UserError."""
+    return from_table(type(config), _without_classes(config), "")
 
 
 def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, program: str, description: str) -> C:
-    """Read flags over ``default``. An unknown flag or a bad value raises UserError; --help exits."""
+    """Read flags over ``default``. An unknown flag, or a bad value of either, raises UserError; --help exits."""
     complaint = io.StringIO()
     try:
         with redirect_stderr(complaint):
@@ -96,7 +124,7 @@ def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, progra
         raise UserError(_plain(complaint.getvalue())) from None
     if rest:
         raise _unknown_flag(config, rest[0])
-    return value
+    return checked(value)
 
 
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
@@ -145,6 +173,56 @@ def _plain_value(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_plain_value(inner) for inner in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _without_classes(value: Any) -> Any:
+    """Config dataclasses as tables; all else stays what it is."""
+    if is_dataclass(value):
+        return {each.name: _without_classes(getattr(value, each.name)) for each in fields(value)}
+    return {key: _without_classes(inner) for key, inner in value.items()} if isinstance(value, dict) else value
+
+
+def _problem(error: ValidationError, source: str) -> str:
+    """The first problem that pydantic found, in one line: where, what, and what was there."""
+    problem = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in problem["loc"] if isinstance(part, str) and part != "[key]")
+    prefix = f"{source}: {where}" if source else where
+    kind, context = problem["type"], problem.get("ctx", {})
+    if kind == "literal_error":
+        return f"{prefix}: {unknown('value', problem['input'], re.findall(QUOTED, context['expected']))}"
+    if kind in WORDS:
+        return f"{prefix} {WORDS[kind].format(**context)}, not {_short(problem['input'])}"
+    return f"{prefix} = {_short(problem['input'])}: {problem['msg']}"
+
+
+def _short(value: Any) -> str:
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # thousands of digits, or of brackets
+        return f"a {type(value).__name__} too large to show"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _require_text(value: Any, source: str, where: str = "") -> None:
+    """Raise UserError for a text that no file can hold, or no system call takes."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _require_text(key, source, where)
+            _require_text(inner, source, f"{where}.{key}" if where else str(key))
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            _require_text(inner, source, where)
+    elif isinstance(value, (str, Path)) and ("\0" in str(value) or not _is_unicode(str(value))):
+        prefix = f"{source}: {where}" if source else where
+        raise UserError(f"{prefix} is not text: {str(value)!r} holds a zero byte or bytes that are not UTF-8")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _refuse_unknown_keys(config: Any, values: dict[str, Any], source: str, prefix: str = "") -> None:

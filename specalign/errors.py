@@ -10,9 +10,34 @@ from collections.abc import Callable, Iterable
 
 from safetensors import SafetensorError
 
+from specalign.text import plain
+
 EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+LONGEST_WORD = 80
+"""Characters of a wrong name that an error repeats."""
+LONGEST_LINE = 4000
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What the system says of a disk that takes no more."""
+UNUSABLE = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EEXIST,
+    errno.ENOTEMPTY,
+    errno.ENAMETOOLONG,
+    errno.ELOOP,
+    errno.EXDEV,
+    errno.ENXIO,
+    errno.ENODEV,
+    errno.EIO,
+    errno.ESTALE,
+    errno.EMFILE,
+    errno.ENFILE,
+)
+"""What it says of a path that cannot be used: a user's mistake, where it names the path."""
 
 
 class UserError(Exception):
@@ -21,10 +46,10 @@ class UserError(Exception):
 
 def unknown(kind: str, name: object, choices: Iterable[str]) -> UserError:
     """The error for a name that is not in a table: names it, guesses what was meant, lists the choices."""
-    known = sorted(choices)
-    close = difflib.get_close_matches(str(name), known, n=1)
+    known, word = sorted(choices), str(name)[:LONGEST_WORD]
+    close = difflib.get_close_matches(word, known, n=1)
     guess = f"; did you mean {close[0]!r}?" if close else ""
-    return UserError(f"unknown {kind} {str(name)!r}{guess} (choices: {', '.join(known)})")
+    return UserError(f"unknown {kind} {word!r}{guess} (choices: {', '.join(known)})")
 
 
 def run_cli(program: str, main: Callable[[], None]) -> int:
@@ -44,16 +69,21 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        return _fail(program, f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        if error.errno in UNWRITABLE:
+            return _fail(program, f"cannot write {error.filename or 'the output'}: {error.strerror}")
+        if error.errno in UNUSABLE and error.filename is not None:
+            return _fail(program, f"cannot use {error.filename}: {error.strerror}")
+        raise
     except SafetensorError as error:  # its errors of the system have no errno
-        if not any(f"(os error {number})" in str(error) for number in UNWRITABLE):
+        if not any(f"(os error {number})" in str(error) for number in (*UNWRITABLE, errno.EACCES)):
             raise
         return _fail(program, f"cannot write the weights: {error}")
     return 0
 
 
 def _fail(program: str, message: str) -> int:
-    print(f"{program}: error: {' '.join(message.split())}", file=sys.stderr)
+    line = plain(" ".join(message.split()))
+    if len(line) > LONGEST_LINE:
+        line = f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4 :]}"
+    print(f"{program}: error: {line}", file=sys.stderr)
     return EXIT_USER_ERROR

@@ -70,8 +70,8 @@ def test_empty_optional_fields_are_left_out() -> None:
     [
         ("layer = [1]", "unknown key 'layer'; did you mean 'layers'"),
         ("[optimiser]\nlrr = 1", "unknown key 'optimiser.lrr'; did you mean 'optimiser.lr'"),
-        ('method = "gkx"', "method = 'gkx'"),
-        ("layers = ['a']", "layers.0"),
+        ('method = "gkx"', "method: unknown value 'gkx'; did you mean 'gkd'?"),
+        ("layers = ['a']", "layers = 'a'"),
         ("method = ", "not valid TOML"),
     ],
 )

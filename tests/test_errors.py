@@ -1,6 +1,8 @@
 """One line and an exit code for a user's mistake; a traceback only for a defect of ours."""
 
 import errno
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
@@ -30,6 +32,37 @@ def test_full_disk_is_a_user_error_that_names_the_file(capsys: pytest.CaptureFix
     assert capsys.readouterr().err == (
         "tool: error: cannot write runs/a/model.safetensors: No space left on device\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda folder: (folder / "file" / "below").mkdir(), "Not a directory"),
+        (lambda folder: (folder / ("n" * 300)).mkdir(), "File name too long"),
+        (lambda folder: (folder / "loop").read_text(), "Too many levels of symbolic links"),
+        (lambda folder: folder.read_text(), "Is a directory"),
+        (lambda folder: (folder / "nowhere" / "x").write_text(""), "No such file or directory"),
+        (lambda folder: (folder / "file").mkdir(), "File exists"),
+    ],
+)
+def test_what_the_system_says_of_a_path_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], make: Callable[[Path], object], said: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+
+    def main() -> None:
+        make(tmp_path)
+
+    assert run_cli("tool", main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tool: error: cannot use {tmp_path}")
+    assert line.endswith(said)
+
+
+def test_no_error_reaches_the_terminal_as_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert raising(UserError("no such model: \x1b]0;owned\x07\u202egpj")) == 2
+    assert capsys.readouterr().err == "tool: error: no such model: \\x1b]0;owned\\x07\\u202egpj\n"
 
 
 def test_weights_on_a_full_disk_are_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Literal
 
 from specalign.benchmarks.arguments import flags, run_folders
+from specalign.config import STRICT
 from specalign.errors import UserError
+from specalign.ranges import Above0, CountOrZero, Gamma, NotNegative, Share, Temperature
 
 
 @dataclass(frozen=True)
 class ExplainConfig:
     """Say why each drafter of a run is as fast as it is, and which gamma is best."""
+
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -23,35 +27,37 @@ class DeployConfig:
 
     drafter: str = ""
     """Drafter to serve with; empty: the run's fastest."""
-    temperature: float = 0.0
+    temperature: Temperature = 0.0
     """Sampling temperature of the requests to come; the run must have measured it."""
-    concurrency: int = 0
+    concurrency: CountOrZero = 0
     """Requests at a time to come, one of the run's load test; 0: one, by the suite's own rows."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
 class PlanConfig:
     """Predict speed-ups from times measured elsewhere, and say how many prompts would show a difference."""
 
-    target_ms: float = 0.0
+    target_ms: NotNegative = 0.0
     """Milliseconds of the target's call on one token."""
-    verify_ms: float = 0.0
+    verify_ms: NotNegative = 0.0
     """Milliseconds of the target's call on gamma + 1 tokens; 0: as target_ms, verification is free."""
-    draft_ms: float = 0.0
+    draft_ms: NotNegative = 0.0
     """Milliseconds of the drafter's call on one token; 0: drafts are free."""
-    alpha: float = 0.7
+    alpha: Share = 0.7
     """Acceptance rate, 0 to 1: the chance that a drafted token is accepted."""
-    overhead_ms: float = 0.0
+    overhead_ms: NotNegative = 0.0
     """Milliseconds of everything else in a speculative step, beyond a plain step's."""
-    gamma: int = 4
+    gamma: Gamma = 4
     """Draft length that verify_ms was measured at."""
-    gamma_max: int = 8
+    gamma_max: Gamma = 8
     """Longest draft to consider, in tokens."""
-    difference: float = 0.03
+    difference: Above0 = 0.03
     """Relative difference in speed that a run should show, with 80 % power."""
-    deviation: float = 0.0
+    deviation: NotNegative = 0.0
     """Standard deviation over prompts of the log ratio of two methods' seconds per token (explain states it);
     0: say nothing of prompts."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,7 @@ class SeedsConfig:
 
     group: tuple[str, ...] = ()
     """Sides, each as NAME=DRAFTER,DRAFTER,...; none: drafters of one training method are a side."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,14 @@ class ConvertConfig:
 
     to: Literal["all", "vllm", "sglang", "spec-bench", "eagle", "deepspec"] = "all"
     """Whose figures."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
 class VerifyConfig:
     """Check that result.json is valid, its raw files untouched, and every figure what they give."""
+
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,7 @@ class SchemaConfig:
 
     of: Literal["result", "record", "probe"] = "result"
     """result.json, or one line of records.jsonl or probes.jsonl."""
+    __pydantic_config__ = STRICT
 
 
 def explain_command(arguments: Sequence[str]) -> None:
@@ -140,15 +151,6 @@ def plan_command(arguments: Sequence[str]) -> None:
 def _check_plan(config: PlanConfig) -> None:
     if config.target_ms <= 0 and config.deviation <= 0:
         raise UserError("plan needs --target-ms (for speed-ups) or --deviation (for prompts), above 0")
-    if not 0 <= config.alpha <= 1:
-        raise UserError(f"--alpha must lie in 0..1, not {config.alpha:g}")
-    for name in ("target_ms", "verify_ms", "draft_ms", "overhead_ms", "deviation"):
-        if getattr(config, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} must not be negative")
-    if min(config.gamma, config.gamma_max) < 1:
-        raise UserError("--gamma and --gamma-max must be at least 1")
-    if config.difference <= 0:
-        raise UserError("--difference must be above 0")
 
 
 def _speed_plan(config: PlanConfig) -> list[str]:

@@ -23,8 +23,9 @@ from specalign.benchmarks.analysis_cli import (
 from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
 from specalign.benchmarks.config import BenchConfig, check
 from specalign.benchmarks.engines import ENGINES
-from specalign.config import flag_value, load_config
+from specalign.config import STRICT, flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
+from specalign.ranges import Device, Output
 from specalign.templates import prompt_text
 
 USAGE = f"""\
@@ -58,20 +59,22 @@ C = TypeVar("C")
 class CompareConfig:
     """Put the rows of several runs side by side."""
 
-    output: Path = Path("reports/comparison")
+    output: Output = Path("reports/comparison")
     """Folder of the comparison: comparison.md and plots."""
     force: bool = False
     """Compare runs of different prompts, dtypes or metric versions all the same, and say so."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
 class SelftestConfig:
     """Prove the engine on this machine with tiny models, within two minutes; exit code 1 if anything fails."""
 
-    device: str = "auto"
+    device: Device = "auto"
     """auto (CUDA where there is one), cpu, cuda or cuda:N."""
     compiled: bool = True
     """Compile a tiny model as well (half a minute or more on a CPU)."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class ReportConfig:
 
     json: bool = False
     """Print one line of JSON instead of the table."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,7 @@ class ExportConfig:
     """Write records.parquet into the run folder."""
     csv: bool = False
     """Write records.csv into the run folder."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,7 @@ class IndexConfig:
 
     folder: Path = Path("reports")
     """Folder that holds the runs."""
+    __pydantic_config__ = STRICT
 
 
 def entry() -> None:

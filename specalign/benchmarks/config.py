@@ -8,12 +8,30 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from specalign.config import STRICT
-from specalign.errors import UserError
+from specalign.config import STRICT, checked
+from specalign.errors import UserError, unknown
+from specalign.ranges import (
+    Arguments,
+    Count,
+    CountOrZero,
+    Counts,
+    Device,
+    Gammas,
+    Output,
+    Seed,
+    ShareAbove0,
+    Temperatures,
+    Threads,
+    Tokens,
+    require_name,
+)
 from specalign.results import LOOKUP, TARGET
 
 ADAPTIVE = "_adaptive"
 """End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
+
+RULES = ("token", "block", "lenience")
+"""Names of the verification rules, known before torch is imported."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +71,9 @@ class DataConfig:
     """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
-    max_prompt_tokens: int = 256
+    max_prompt_tokens: Tokens = 256
     """Longest prompt, in tokens; documents are cut to fit, and counted."""
-    limit: Annotated[int, arg(aliases=["--limit"])] = 32
+    limit: Annotated[CountOrZero, arg(aliases=["--limit"])] = 32
     """Number of prompts; 0: the whole split."""
     __pydantic_config__ = STRICT
 
@@ -64,16 +82,16 @@ class DataConfig:
 class DecodingConfig:
     """How each prompt is decoded."""
 
-    temperatures: tuple[float, ...] = (0.0, 1.0)
+    temperatures: Temperatures = (0.0, 1.0)
     """Sampling temperatures; 0: greedy."""
-    gammas: tuple[int, ...] = (4,)
+    gammas: Gammas = (4,)
     """Draft lengths, in tokens."""
     adaptive: bool = False
     """Let each drafter that is a model decode at adaptive draft lengths too, as NAME_adaptive: never more than the
     largest gamma, and less where the next token is not expected to pay, by call times measured first."""
-    top_k: int = 0
+    top_k: CountOrZero = 0
     """Sample from the k likeliest tokens, target and drafter alike; 0: off."""
-    top_p: float = 1.0
+    top_p: ShareAbove0 = 1.0
     """Sample from the nucleus of this mass, target and drafter alike; 1: off."""
     rule: str = "token"
     """Verification rule."""
@@ -81,9 +99,9 @@ class DecodingConfig:
     """How steps run: eager; packed (weights laid out for the CPU's kernels); compiled (torch.compile: on a CPU
     about two minutes a draft length of a 30-layer target); auto: packed where it can be, compiled on CUDA (eager where
     the target is an encoder-decoder model or quantised), else eager."""
-    max_new_tokens: int = 64
+    max_new_tokens: Tokens = 64
     """Most new tokens of a generation."""
-    repeats: int = 1
+    repeats: Count = 1
     """Generations of each prompt by each method; from 2 on each method is compared with itself too (A/A)."""
     student_alone: bool = False
     """Let each drafter decode every prompt on its own too, to see its own quality."""
@@ -98,11 +116,11 @@ class EngineConfig:
     """own: specalign's; vllm: a vLLM server for the plain target and for each drafter and draft length."""
     python: Annotated[str, arg(aliases=["--engine-python"])] = ""
     """Python of the environment that has vLLM; empty: $SPECALIGN_VLLM_PYTHON."""
-    arguments: Annotated[str, arg(aliases=["--engine-arguments"])] = ""
+    arguments: Annotated[Arguments, arg(aliases=["--engine-arguments"])] = ""
     """More arguments of vllm serve, in one word: --engine-arguments="--enforce-eager"."""
     endpoint: Annotated[tuple[str, ...], arg(aliases=["--endpoint"])] = ()
     """Running vLLM servers, each as NAME=URL, the plain target's as target=URL; empty: servers are started."""
-    concurrency: Annotated[tuple[int, ...], arg(aliases=["--concurrency"])] = ()
+    concurrency: Annotated[Counts, arg(aliases=["--concurrency"])] = ()
     """Requests at a time of a load test, such as 1 4 16, at the first temperature; empty: none."""
     __pydantic_config__ = STRICT
 
@@ -113,7 +131,7 @@ class BenchConfig:
 
     suite: Path | None = None
     """TOML file with any of these fields; flags win over it."""
-    output: Path = Path("reports/run")
+    output: Output = Path("reports/run")
     """Folder of the run: records.jsonl, result.json, report.md, report.html and plots."""
     overwrite: bool = False
     """Remove the files that an earlier run wrote into the output folder, and start again."""
@@ -123,11 +141,11 @@ class BenchConfig:
     """Drafters, each as NAME=PATH (a student folder, or any model name)."""
     include: tuple[str, ...] = (LOOKUP,)
     """Drafters that need no model: prompt_lookup (n-grams of the text so far)."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N or mps."""
-    threads: int = 0
+    threads: Threads = 0
     """CPU threads; 0: as torch chooses."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the execution order and of all sampling."""
     target: TargetConfig = field(default_factory=TargetConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -137,26 +155,16 @@ class BenchConfig:
 
 
 def check(config: BenchConfig) -> None:
-    """Raise UserError for values that no type refuses."""
-    decoding = config.decoding
-    for name, values, least in (
-        ("decoding.temperatures", decoding.temperatures, 0),
-        ("decoding.gammas", decoding.gammas, 1),
-        ("decoding.max_new_tokens", (decoding.max_new_tokens,), 1),
-        ("decoding.repeats", (decoding.repeats,), 1),
-        ("data.max_prompt_tokens", (config.data.max_prompt_tokens,), 1),
-        ("data.limit", (config.data.limit,), 0),
-    ):
-        if not values or min(values) < least:
-            raise UserError(f"{name} must be at least {least}, not {', '.join(map(str, values)) or 'empty'}")
-    if not 0 < decoding.top_p <= 1 or decoding.top_k < 0:
-        raise UserError("decoding.top_p must lie in 0 < top_p <= 1, and decoding.top_k must not be negative")
+    """Raise UserError for values out of their ranges, and for those that do not go together."""
+    checked(config)
+    if config.decoding.rule not in RULES:
+        raise unknown("verification rule", config.decoding.rule, RULES)
     for name in config.include:
         if name != LOOKUP:
             raise UserError(f"unknown drafter {name!r} in include (choices: {LOOKUP})")
     names = named_drafters(config)
     for name in names:
-        if decoding.adaptive and name + ADAPTIVE in names:
+        if config.decoding.adaptive and name + ADAPTIVE in names:
             raise UserError(f"--drafter {name}{ADAPTIVE}: the name is taken by decoding.adaptive")
     named_endpoints(config)
     ENGINE_CHECKS[config.engine.name](config)
@@ -169,7 +177,6 @@ def _check_own_engine(config: BenchConfig) -> None:
 
 
 def _check_vllm(config: BenchConfig) -> None:
-    engine = config.engine
     if config.decoding.student_alone or config.decoding.adaptive or config.decoding.rule != "token":
         raise UserError(
             "vLLM has its own rule and draft length, and no drafter decoding alone: leave decoding.rule at token, "
@@ -179,8 +186,6 @@ def _check_vllm(config: BenchConfig) -> None:
         raise UserError(
             "target.quantization and decoding.runtime are our engine's; pass vLLM's with --engine-arguments"
         )
-    if engine.concurrency and min(engine.concurrency) < 1:
-        raise UserError("--concurrency must be at least 1")
 
 
 ENGINE_CHECKS = {"own": _check_own_engine, "vllm": _check_vllm}
@@ -202,6 +207,7 @@ def _named(flag: str, kind: str, words: tuple[str, ...], taken: tuple[str, ...])
         name, equals, value = word.partition("=")
         if not (name and equals and value):
             raise UserError(f"{flag} takes NAME={kind}, not {word!r}")
+        require_name(flag, name)
         if name in found or name in taken:
             raise UserError(f"{flag} {word}: the name {name!r} is taken")
         found[name] = value

@@ -13,13 +13,46 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from tyro.conf import Fixed, Suppress, arg
 
-from specalign.config import STRICT, Weights, from_table, read_table
+from specalign.config import STRICT, Weights, checked, from_table, read_table
 from specalign.errors import UserError, unknown
+from specalign.ranges import (
+    Above0,
+    Arguments,
+    Count,
+    CountOrZero,
+    Device,
+    Gamma,
+    Layers,
+    Name,
+    NotNegative,
+    Output,
+    Seed,
+    Seeds,
+    Share,
+    ShareAbove0,
+    ShareBelow1,
+    Temperature,
+    Tokens,
+)
 from specalign.templates import prompt_text
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
-Arms = dict[str, dict[str, Any]]
+Arms = dict[Name, dict[str, Any]]
 Metric = Literal["alpha", "agreement", "tau", "probe_tau"]
+OBJECTIVES = (
+    "cross_entropy",
+    "forward_kl",
+    "reverse_kl",
+    "jsd",
+    "tvd",
+    "skew_forward_kl",
+    "skew_reverse_kl",
+    "lk_alpha",
+    "lk_hybrid",
+    "accepted_length",
+    "rank_order",
+)
+"""Names of ``specalign.losses.LOSSES``, known before torch is imported."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +67,7 @@ class TeacherConfig:
     """bitsandbytes: 4bit (NF4, also on CPU) or 8bit."""
     reuse_states: bool = False
     """Keep its hidden states of fixed responses (d numbers a token) for later epochs and methods."""
-    reuse_gib: float = 2.0
+    reuse_gib: Above0 = 2.0
     """GiB of these states that are kept at most; the rest is computed each time."""
     reuse_on_disk: bool = False
     """Keep them in the cache folder, for later commands too, not in main memory."""
@@ -49,21 +82,21 @@ class StudentConfig:
 
     model: str = ""
     """An existing smaller model (named like the teacher); empty: a slice of the teacher."""
-    layers: tuple[int, ...] = ()
+    layers: Layers = ()
     """Teacher layers of the slice, first and last included; empty: n_layers of them, chosen by pick."""
-    n_layers: int = 4
+    n_layers: Count = 4
     """Layers of the slice where they are not listed."""
-    n_encoder_layers: int = 0
+    n_encoder_layers: CountOrZero = 0
     """Encoder layers of an encoder-decoder teacher's slice; 0: all of them, since most of the cost is the decoder."""
     pick: Literal["ends", "even", "influence"] = "ends"
     """Which layers: half from either end, evenly spread, or those that turn the hidden state most (a short probe)."""
     start: Literal["aligned", "slice"] = "aligned"
     """Whether a slice is first refitted to the teacher in closed form."""
-    align_tokens: int = 20_000
+    align_tokens: Count = 20_000
     """Tokens of teacher responses, prompts included, that the closed-form fit sees."""
-    ridge: float = 1e-3
+    ridge: NotNegative = 1e-3
     """Ridge of the fit, relative to the mean of the Gram matrix's diagonal."""
-    draft_vocabulary: int = 0
+    draft_vocabulary: CountOrZero = 0
     """Most frequent ids that the drafter's head keeps; 0: all."""
     __pydantic_config__ = STRICT
 
@@ -84,13 +117,13 @@ class DataConfig:
     """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
-    max_prompt_tokens: int = 128
+    max_prompt_tokens: Tokens = 128
     """Longest prompt, in tokens; documents are cut to fit."""
-    max_response_tokens: int = 48
+    max_response_tokens: Tokens = 48
     """Longest response, in tokens: generated ones stop here, references are cut."""
-    n_train: int = 0
+    n_train: CountOrZero = 0
     """Training prompts; 0: the whole split."""
-    n_validation: int = 32
+    n_validation: Count = 32
     """Validation prompts."""
     __pydantic_config__ = STRICT
 
@@ -101,25 +134,25 @@ class RolloutConfig:
 
     source: Literal["ground_truth", "teacher", "student", "mixed"] = "student"
     """References, responses of the teacher, responses of the student (on-policy), or both of these."""
-    student_fraction: float = 0.5
+    student_fraction: Share = 0.5
     """mixed: probability, for each sequence by itself, that the student writes it."""
     style: Literal["branches", "full"] = "branches"
     """On-policy: short branches off prefixes of a teacher response, or whole responses."""
-    k_max: int = 4
+    k_max: Tokens = 4
     """branches: their length is drawn from 1..k_max tokens, once a step."""
-    branches: int = 8
+    branches: Count = 8
     """branches: number of them off each prompt's response; they share its forward pass."""
     trunk: Literal["teacher", "ground_truth"] = "teacher"
     """branches: responses whose prefixes they start from."""
-    temperature: float = 1.0
+    temperature: Temperature = 1.0
     """Sampling temperature of the student; 0: greedy."""
-    top_p: float = 1.0
+    top_p: ShareAbove0 = 1.0
     """Nucleus of the student's sampling; 1: off."""
-    teacher_temperature: float = 0.0
+    teacher_temperature: Temperature = 0.0
     """Sampling temperature of the teacher's responses; 0: greedy."""
     packed: bool = True
     """Share one forward pass among a prompt's branches where model and attention allow it."""
-    batch: int = 32
+    batch: Count = 32
     """Prompts that are generated for at a time."""
     __pydantic_config__ = STRICT
 
@@ -142,7 +175,7 @@ class EngineConfig:
     """own: this process; vllm: a server of vLLM, rollout.batch requests at a time. The student writes its own here."""
     python: Annotated[str, arg(aliases=["--engine-python"])] = ""
     """vllm: Python of the environment that has it; empty: $SPECALIGN_VLLM_PYTHON."""
-    arguments: Annotated[str, arg(aliases=["--engine-arguments"])] = ""
+    arguments: Annotated[Arguments, arg(aliases=["--engine-arguments"])] = ""
     """vllm: more arguments of vllm serve, in one word: --engine-arguments="--gpu-memory-utilization 0.5"."""
     endpoint: Annotated[str, arg(aliases=["--endpoint"])] = ""
     """vllm: URL of a running server of the teacher; empty: one is started where responses are missing, then ended."""
@@ -162,13 +195,13 @@ class ObjectiveConfig:
     """Objectives and their weights."""
     hyper: Weights = field(default_factory=dict)
     """Hyper-parameters by name, such as temperature (KD_TEMP), beta or gamma."""
-    teacher_temperature: float = 1.0
+    teacher_temperature: Above0 = 1.0
     """Divides the teacher's logits first; below 1: a sharper teacher, for greedy decoding."""
-    keep: float = 1.0
+    keep: ShareAbove0 = 1.0
     """Share of tokens trained on, those with the largest loss (beyond the reference's, if there is one); 1: all."""
     reference: str = ""
     """A drafter trained before (folder or model name), whose loss keep subtracts: AdaSPEC's selection."""
-    chunk_tokens: int = 0
+    chunk_tokens: CountOrZero = 0
     """Positions whose logits are in memory at a time; 0: 64 MiB of logits."""
     __pydantic_config__ = STRICT
 
@@ -177,23 +210,23 @@ class ObjectiveConfig:
 class OptimiserConfig:
     """AdamW with warm-up and cosine decay."""
 
-    lr: float = 1e-3
+    lr: Above0 = 1e-3
     """Peak learning rate."""
-    warmup: float = 0.1
+    warmup: ShareBelow1 = 0.1
     """Share of the budget with a rising rate."""
-    final_lr: float = 0.1
+    final_lr: Share = 0.1
     """Rate at the end, as a share of the peak."""
-    weight_decay: float = 0.01
+    weight_decay: NotNegative = 0.01
     """Decoupled weight decay of matrices; norms, biases and embeddings have none."""
-    beta1: float = 0.9
+    beta1: ShareBelow1 = 0.9
     """Decay of the gradient's mean."""
-    beta2: float = 0.95
+    beta2: ShareBelow1 = 0.95
     """Decay of the squared gradient's mean."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: NotNegative = 1.0
     """Gradient norm above which gradients are scaled down; 0: never."""
-    batch: int = 4
+    batch: Count = 4
     """Prompts of one forward and backward pass, on each process."""
-    accumulation: int = 1
+    accumulation: Count = 1
     """Passes of one optimiser step; weighted by tokens, they equal one big batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""
@@ -212,11 +245,11 @@ class OptimiserConfig:
 class BudgetConfig:
     """When training ends: at whichever limit comes first; 0 is no limit."""
 
-    steps: int = 200
+    steps: CountOrZero = 200
     """Optimiser steps."""
-    seconds: float = 0.0
+    seconds: NotNegative = 0.0
     """Seconds of training, validation excluded."""
-    tokens: int = 0
+    tokens: CountOrZero = 0
     """Trained tokens."""
     __pydantic_config__ = STRICT
 
@@ -225,17 +258,17 @@ class BudgetConfig:
 class LoggingConfig:
     """What is written while training."""
 
-    every: int = 50
+    every: Count = 50
     """Steps between log lines."""
-    validate_every: int = 100
+    validate_every: CountOrZero = 100
     """Steps between validations; 0: only before and after training."""
-    probe_prompts: int = 0
+    probe_prompts: CountOrZero = 0
     """Validation prompts decoded speculatively at each validation; 0: none."""
-    probe_gamma: int = 4
+    probe_gamma: Gamma = 4
     """Draft length of the probe, and of the expected tau."""
-    checkpoint_every: int = 100
+    checkpoint_every: CountOrZero = 100
     """Steps between checkpoints; 0: none."""
-    keep_checkpoints: int = 2
+    keep_checkpoints: Count = 2
     """Checkpoints kept, the latest ones."""
     trackers: tuple[str, ...] = ()
     """Where the lines of train.jsonl go too: tensorboard, wandb, mlflow, ... (any tracker of accelerate's)."""
@@ -265,15 +298,15 @@ class TrainConfig:
     """Train several methods or arms from the same start, each into OUTPUT/NAME; empty: all arms of the recipe."""
     arms: Fixed[Suppress[Arms]] = field(default_factory=dict)
     """Recipe only: [arms.NAME] tables, each a method and whatever else differs from the recipe."""
-    seeds: tuple[int, ...] = ()
+    seeds: Seeds = ()
     """Train with each of these seeds, into OUTPUT/NAME/seed-N; empty: with seed alone."""
-    output: Path = Path("runs/student")
+    output: Output = Path("runs/student")
     """Folder of the trained student."""
     overwrite: bool = False
     """Remove the files that an earlier run wrote into the output folder, and start again."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of data order, rollouts and mix: the same for every method."""
-    device: str = "auto"
+    device: Device = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
     attn: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     """Attention implementation; flash_attention_2 falls back to auto where the machine or model lacks it, and is
@@ -375,29 +408,14 @@ def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:
 
 
 def check(config: TrainConfig) -> None:
-    """Raise UserError for values that no type refuses."""
-    rollout, optimiser, data = config.rollout, config.optimiser, config.data
-    positive = {
-        "teacher.reuse_gib": config.teacher.reuse_gib,
-        "data.max_prompt_tokens": data.max_prompt_tokens,
-        "data.max_response_tokens": data.max_response_tokens,
-        "data.n_validation": data.n_validation,
-        "rollout.k_max": rollout.k_max,
-        "rollout.branches": rollout.branches,
-        "rollout.batch": rollout.batch,
-        "optimiser.lr": optimiser.lr,
-        "optimiser.batch": optimiser.batch,
-        "optimiser.accumulation": optimiser.accumulation,
-        "logging.every": config.logging.every,
-        "logging.keep_checkpoints": config.logging.keep_checkpoints,
-        "logging.probe_gamma": config.logging.probe_gamma,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise UserError(f"{name} must be positive, not {value}")
-    if not 0 <= rollout.student_fraction <= 1:
-        raise UserError(f"rollout.student_fraction must lie in 0..1, not {rollout.student_fraction}")
-    _check_optimiser(optimiser)
+    """Raise UserError for values out of their ranges, and for those that do not go together."""
+    checked(config)
+    for name, weight in config.objective.weights.items():
+        if name not in OBJECTIVES:
+            raise unknown("objective", name, OBJECTIVES)
+        if weight < 0:
+            raise UserError(f"objective.weights.{name} must be at least 0, not {weight:g}")
+    _check_optimiser(config.optimiser)
     if config.result.metric == "probe_tau" and not config.logging.probe_prompts:
         raise UserError("result.metric = probe_tau needs logging.probe_prompts")
     if config.logging.trackers:
@@ -420,8 +438,6 @@ def check(config: TrainConfig) -> None:
 
 
 def _check_optimiser(optimiser: OptimiserConfig) -> None:
-    if not 0 <= optimiser.warmup < 1:
-        raise UserError(f"optimiser.warmup is a share of the budget in 0 <= warmup < 1, not {optimiser.warmup}")
     if optimiser.sharded == "weights" and (optimiser.compile or optimiser.precision == "float16"):
         raise UserError(
             "optimiser.sharded = weights goes with neither optimiser.compile nor optimiser.precision = float16; "

@@ -90,8 +90,8 @@ def test_bad_suite_files(complaint: Complaint, tmp_path: Path, text: str, messag
         ("report nowhere", "no such run folder: nowhere"),
         ("explain", "explain takes one run folder"),
         ("plan", "plan needs --target-ms (for speed-ups) or --deviation (for prompts), above 0"),
-        ("plan --target-ms 20 --verify-ms 25 --alpha 2", "--alpha must lie in 0..1, not 2"),
-        ("plan --target-ms 20 --verify-ms 25 --gamma 0", "--gamma and --gamma-max must be at least 1"),
+        ("plan --target-ms 20 --verify-ms 25 --alpha 2", "alpha must be at most 1, not 2.0"),
+        ("plan --target-ms 20 --verify-ms 25 --gamma 0", "gamma must be at least 1, not 0"),
         ("compare nowhere", "no such run folder: nowhere"),
     ],
 )

@@ -130,8 +130,8 @@ def test_hyper_parameters_become_the_kind_that_the_loss_expects() -> None:
     ("words", "message"),
     [
         (["--method", "gdk"], "unknown method 'gdk'; did you mean 'gkd'"),
-        (["--optimiser.batch", "0"], "optimiser.batch must be positive"),
-        (["--rollout.student-fraction", "1.5"], "student_fraction must lie in 0..1"),
+        (["--optimiser.batch", "0"], "optimiser.batch must be at least 1"),
+        (["--rollout.student-fraction", "1.5"], "student_fraction must be at most 1"),
         (["--budget.steps", "0"], "no budget"),
         (["--method", "aligned", "--student.model", "x/y"], "needs a slice"),
         (["--optimizer.lr", "1"], "did you mean --optimiser.lr"),
