@@ -230,7 +230,7 @@ def forward_calls_seconds(
     """
     n_new = sum(step.n_emitted for step in steps) + 2 * GAMMA
     target = Session.start(stepper, [list(prompt)], n_new)
-    small = Session.start(drafter.ready, [list(prompt)], n_new)
+    small = Session.start(drafter.alone, [list(prompt)], n_new)
     ids = torch.full((1, GAMMA + 1), 100, device=target.model.device)
     begun = time.perf_counter()
     for step in steps:
@@ -261,7 +261,7 @@ def step_costs(stepper: Stepper, drafter: ModelDrafter, prompt: Sequence[int]) -
     """What an adaptive draft length needs to know, measured now."""
     target = Session.start(stepper, [list(prompt)], 2 * GAMMA)
     times = [call_seconds(target, n) for n in range(1, GAMMA + 2)]
-    small = call_seconds(Session.start(drafter.ready, [list(prompt)], 2 * GAMMA), 1)
+    small = call_seconds(Session.start(drafter.alone, [list(prompt)], 2 * GAMMA), 1)
     return DraftCosts.measured(small, times)
 
 

@@ -24,6 +24,8 @@ SCHEMA_VERSION = 2
 RECORDS_FILE = "records.jsonl"
 RESULT_FILE = "result.json"
 TARGET, LOOKUP = "target", "prompt_lookup"
+LOOKUPS = (LOOKUP, "suffix_lookup")
+"""Drafters that need no model: they copy."""
 """Values of ``method``: plain decoding, and drafting from the prompt; a drafter's name otherwise."""
 ALONE = "alone"
 """Value of ``rule`` in records in which a drafter decodes on its own."""
@@ -124,6 +126,8 @@ class GenerationRecord:
     """Seconds for the whole call; prefill_s + decode_s and what little lies between."""
     adaptive: bool = False
     """Whether each draft ended where a further token was not expected to pay."""
+    hybrid: bool = False
+    """Whether several drafters take turns under this name."""
     busy: float | None = None
     """Share of the processor's time that other processes took meanwhile, 0 to 1; None where that is not known."""
     begun_at: float | None = None
@@ -174,7 +178,7 @@ class SummaryRow:
     """What one (method, temperature, gamma) came to. None: does not apply, or could not be computed."""
 
     method: str
-    kind: Literal["target", "lookup", "model"]
+    kind: Literal["target", "lookup", "model", "hybrid"]
     temperature: float
     gamma: int
     rule: str

@@ -8,7 +8,7 @@ import numpy as np
 
 from specalign.metrics.load import fitted_draft_ratio, percentiles_ms, predicted_batch_speedup
 from specalign.probes import LoadProbe, Probe
-from specalign.results import LOOKUP, TARGET, LoadRow
+from specalign.results import LOOKUPS, TARGET, LoadRow
 
 
 def load_rows(probes: Sequence[Probe]) -> list[LoadRow]:
@@ -42,7 +42,7 @@ def _predicted(probe: LoadProbe, plain: Mapping[int, LoadProbe], own: Sequence[L
 
     None for prompt lookup: it does not draft in every step, and the counters do not say in how many.
     """
-    if probe.method == LOOKUP:
+    if probe.method in LOOKUPS:
         return None
     shared = [load for load in own if load.concurrency in plain]
     accepted = sum(load.counts.n_accepted for load in own if load.counts)

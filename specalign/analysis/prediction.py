@@ -14,7 +14,7 @@ import numpy as np
 
 from specalign.analysis.cost_model import tokens_from_survival
 from specalign.probes import CallProbe, Probe
-from specalign.results import LOOKUP, TARGET, GenerationRecord
+from specalign.results import LOOKUPS, TARGET, GenerationRecord
 
 CallTimes = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 """(numbers of tokens, context lengths), one of each a call -> seconds of each call."""
@@ -22,7 +22,7 @@ CallTimes = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 
 def target_seconds(probes: Sequence[Probe], method: str) -> CallTimes | None:
     """Seconds of the target's calls where ``method`` drafts: they follow its model's draft, if it has a model."""
-    return call_seconds(probes, TARGET, None, after="target" if method == LOOKUP else "draft")
+    return call_seconds(probes, TARGET, None, after="target" if method in LOOKUPS else "draft")
 
 
 def call_seconds(

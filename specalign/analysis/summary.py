@@ -24,7 +24,7 @@ from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step
 from specalign.probes import ForcedProbe, Probe, copy_rate, model_probes
 from specalign.results import (
     ALONE,
-    LOOKUP,
+    LOOKUPS,
     TARGET,
     GenerationRecord,
     Interval,
@@ -94,7 +94,7 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
     kinds = Counter(evidence.divergences.get(order, "unexplained") for order in different)
     common = {
         "method": method,
-        "kind": {TARGET: "target", LOOKUP: "lookup"}.get(method, "model"),
+        "kind": _kind(first),
         "temperature": temperature,
         "gamma": gamma,
         "rule": first.rule,
@@ -122,6 +122,12 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
         common |= _against_target(good, plain) | _acceptance(good, gamma) | _costs(good, plain, gamma)
         common |= _beyond_its_records(group, good, evidence)
     return SummaryRow(**common)  # type: ignore[arg-type]
+
+
+def _kind(record: GenerationRecord) -> str:
+    if record.hybrid:
+        return "hybrid"
+    return "target" if record.method == TARGET else "lookup" if record.method in LOOKUPS else "model"
 
 
 def _beyond_its_records(
@@ -153,7 +159,7 @@ def _ceilings(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> d
     """What the machine and the sizes of the models allow; empty where they are not known."""
     models, rate = model_probes(probes), copy_rate(probes)
     method, gamma, traces = records[0].method, records[0].gamma, _traces(records)
-    if TARGET not in models:
+    if TARGET not in models or records[0].hybrid:  # whose steps read now one drafter, now another
         return {}
     target, drafter = models[TARGET], models.get(method)
     drafter_bytes = drafter.bytes_per_step if drafter and gamma else 0

@@ -12,7 +12,7 @@ from specalign.analysis.sampled_tokens import sampler_tests
 from specalign.analysis.summary import seconds_per_token
 from specalign.metrics.comparisons import minimum_detectable_difference
 from specalign.probes import Probe
-from specalign.results import LOOKUP, TARGET, BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
+from specalign.results import LOOKUPS, TARGET, BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
 LEAST_DRIFT = 0.02
 """Relative change of the plain target's step time between the halves of a run that interleaving takes care of."""
@@ -99,7 +99,7 @@ def _accounting(records: Sequence[GenerationRecord]) -> Check:
 
 def _counted(records: Sequence[GenerationRecord]) -> Check:
     """The first token, then each draft's accepted tokens and one of the target's own; the last are cut off."""
-    counted = [(record, record.counts) for record in records if record.counts and record.method != LOOKUP]
+    counted = [(record, record.counts) for record in records if record.counts and record.method not in LOOKUPS]
     wrong = [
         record.order
         for record, counts in counted

@@ -1,4 +1,4 @@
-"""Drafters of adaptive length beside those of a fixed one, by call times measured before anything is decoded."""
+"""Drafters that weigh what a draft costs: adaptive lengths and compositions, by call times measured before the run."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Any
 
 from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
 from specalign.benchmarks.calls import call_probes
-from specalign.benchmarks.config import ADAPTIVE, BenchConfig
+from specalign.benchmarks.config import ADAPTIVE, BenchConfig, composed
 from specalign.benchmarks.suite import Suite
-from specalign.decoding import DraftCosts, Drafter, ModelDrafter
+from specalign.decoding import DraftCosts, Drafter, Hybrid
 from specalign.probes import Probe
 from specalign.progress import progress_bar
 
@@ -17,19 +17,31 @@ ROUNDS = 3
 """Times that the calls are timed, each after one of the run's three contexts; a round before them warms up."""
 
 
-def with_adaptive(suite: Suite, config: BenchConfig) -> Suite:
-    """The suite with NAME_adaptive after each drafter that is a model, where the config asks for it."""
-    models = {name: drafter for name, drafter in suite.drafters.items() if isinstance(drafter, ModelDrafter)}
-    if not config.decoding.adaptive or not models:
+def with_costs(suite: Suite, config: BenchConfig) -> Suite:
+    """The suite with measured costs where a drafter decides by them.
+
+    NAME_adaptive follows each drafter that is a model, where the config asks for it, and compositions come last.
+    """
+    named = {name: drafter for name, drafter in suite.drafters.items() if drafter}
+    doubled = {name for name, drafter in named.items() if config.decoding.adaptive and drafter.kind == "model"}
+    parts = composed(config)
+    weighing = doubled | {name for pair in parts.values() for name in pair}
+    weighing |= {name for name, drafter in named.items() if drafter.adaptive}
+    if not weighing:
         return suite
     probes = _timed(suite, config)
+    costs = {name: named[name].with_costs(_costs(name, config, probes)) for name in weighing}
     drafters: dict[str, Drafter | None] = {}
     for name, drafter in suite.drafters.items():
-        drafters[name] = drafter
-        if isinstance(drafter, ModelDrafter):
-            drafters[name + ADAPTIVE] = replace(drafter, adaptive=_costs(name, config, probes))
-    infos = [[info, replace(info, name=info.name + ADAPTIVE)] for info in suite.drafter_infos]
-    return replace(suite, drafters=drafters, drafter_infos=[info for pair in infos for info in pair])
+        drafters[name] = costs[name] if drafter and drafter.adaptive else drafter
+        if name in doubled:
+            drafters[name + ADAPTIVE] = costs[name]
+    drafters |= {name: Hybrid(tuple(costs[part] for part in pair)) for name, pair in parts.items()}
+    infos = [
+        [info, *([replace(info, name=info.name + ADAPTIVE)] if info.name in doubled else [])]
+        for info in suite.drafter_infos
+    ]
+    return replace(suite, drafters=drafters, drafter_infos=[info for group in infos for info in group])
 
 
 def adaptive_costs(suite: Suite) -> dict[str, dict[str, Any]]:
@@ -37,7 +49,7 @@ def adaptive_costs(suite: Suite) -> dict[str, dict[str, Any]]:
     return {
         name: asdict(drafter.adaptive)
         for name, drafter in suite.drafters.items()
-        if isinstance(drafter, ModelDrafter) and drafter.adaptive
+        if drafter and drafter.adaptive and drafter.kind != "hybrid"
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -12,7 +12,6 @@ import torch
 from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
-from specalign.decoding import ModelDrafter
 from specalign.decoding.clock import Clock
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, decoder_sequences, rooms
@@ -106,18 +105,17 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
         sampling = Sampling(temperature, config.decoding.top_k, config.decoding.top_p)
         generator = torch.Generator(suite.target.device).manual_seed(config.seed)
         for method, drafter in suite.drafters.items():
-            if drafter is None:
+            if drafter is None or drafter.kind == "hybrid":  # its parts are called under their own names
                 continue
-            if isinstance(drafter, ModelDrafter):
-                drafter = replace(drafter, adaptive=None)  # a call drafts the number of tokens asked for
-            drafting = drafter.start([prompt], n_new, sampling, session)
+            fixed = drafter.with_costs(None)  # a call drafts the number of tokens asked for
+            drafting = fixed.start([prompt], n_new, sampling, session)
             (sequence,) = decoder_sequences(suite.target.model, [prompt])
             for n in sorted({1, gamma_max}):
                 job = _draft_call(drafting.draft, sequence, n, generator)
                 yield _Call(method, temperature, len(prompt), n, job, before=plain)
-                if a_models_draft is None and isinstance(drafter, ModelDrafter):
+                if a_models_draft is None and drafter.kind == "model":
                     a_models_draft = job
-            without_model |= not isinstance(drafter, ModelDrafter)
+            without_model |= drafter.kind != "model"
     yield _Call(TARGET, None, len(prompt), 1, plain)
     for n in range(2, gamma_max + 2):
         job = _target_call(session, prompt, n)

@@ -13,7 +13,7 @@ from specalign.analysis.summary import divergent
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
 from specalign.data import Prompt
-from specalign.decoding import Drafter, ModelDrafter
+from specalign.decoding import Drafter
 from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.verification import LOSSY
 from specalign.results import ALONE, TARGET, GenerationRecord
@@ -68,18 +68,19 @@ def _gammas(config: BenchConfig, method: str, drafter: Drafter | None) -> tuple[
         return (0,)
     if is_adaptive(drafter):
         return (max(config.decoding.gammas),)
-    alone = config.decoding.student_alone and isinstance(drafter, ModelDrafter)
+    alone = config.decoding.student_alone and drafter is not None and drafter.kind == "model"
     return (*config.decoding.gammas, *((0,) if alone else ()))
 
 
 def is_adaptive(drafter: Drafter | None) -> bool:
     """Whether it decides on the length of its drafts."""
-    return isinstance(drafter, ModelDrafter) and drafter.adaptive is not None
+    return drafter is not None and drafter.adaptive is not None
 
 
 def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> GenerationRecord:
     """The record of a generation with what came of it, by field."""
-    plain = cell.method == TARGET
+    drafter = suite.drafters[cell.method]
+    plain = drafter is None
     alone = cell.gamma == 0 and not plain
     rule = "none" if plain else ALONE if alone else "greedy" if cell.temperature == 0 else config.decoding.rule
     return GenerationRecord(
@@ -92,7 +93,8 @@ def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) ->
         top_k=config.decoding.top_k,
         top_p=config.decoding.top_p,
         gamma=cell.gamma,
-        adaptive=is_adaptive(suite.drafters[cell.method]),
+        adaptive=is_adaptive(drafter),
+        hybrid=drafter is not None and drafter.kind == "hybrid",
         rule=rule,
         lossless=not alone and rule not in LOSSY,
         seed=cell.seed,

@@ -25,7 +25,7 @@ from specalign.ranges import (
     Tokens,
     require_name,
 )
-from specalign.results import LOOKUP, TARGET
+from specalign.results import LOOKUP, LOOKUPS, TARGET
 
 ADAPTIVE = "_adaptive"
 """End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
@@ -140,7 +140,11 @@ class BenchConfig:
     drafter: tuple[str, ...] = ()
     """Drafters, each as NAME=PATH (a student folder, or any model name)."""
     include: tuple[str, ...] = (LOOKUP,)
-    """Drafters that need no model: prompt_lookup (n-grams of the text so far)."""
+    """Drafters that need no model: prompt_lookup (the latest copy of an n-gram) and suffix_lookup (the likeliest
+    continuation of the longest match, as long as it is expected to pay)."""
+    compose: tuple[str, ...] = ()
+    """Drafters that take turns, each as NAME=FIRST+SECOND, such as fast=suffix_lookup+gkd: every draft comes from
+    the one that promises more tokens beyond its cost, by call times measured first."""
     device: Device = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N or mps."""
     threads: Threads = 0
@@ -160,12 +164,13 @@ def check(config: BenchConfig) -> None:
     if config.decoding.rule not in RULES:
         raise unknown("verification rule", config.decoding.rule, RULES)
     for name in config.include:
-        if name != LOOKUP:
-            raise UserError(f"unknown drafter {name!r} in include (choices: {LOOKUP})")
+        if name not in LOOKUPS:
+            raise UserError(f"unknown drafter {name!r} in include (choices: {', '.join(LOOKUPS)})")
     names = named_drafters(config)
     for name in names:
         if config.decoding.adaptive and name + ADAPTIVE in names:
             raise UserError(f"--drafter {name}{ADAPTIVE}: the name is taken by decoding.adaptive")
+    composed(config)
     named_endpoints(config)
     ENGINE_CHECKS[config.engine.name](config)
 
@@ -182,6 +187,8 @@ def _check_vllm(config: BenchConfig) -> None:
             "vLLM has its own rule and draft length, and no drafter decoding alone: leave decoding.rule at token, "
             "student_alone and adaptive off"
         )
+    if config.compose or set(config.include) - {LOOKUP}:
+        raise UserError(f"--compose and drafters without a model other than {LOOKUP} are our engine's")
     if config.target.quantization != "none" or config.decoding.runtime != "auto":
         raise UserError(
             "target.quantization and decoding.runtime are our engine's; pass vLLM's with --engine-arguments"
@@ -193,7 +200,24 @@ ENGINE_CHECKS = {"own": _check_own_engine, "vllm": _check_vllm}
 
 def named_drafters(config: BenchConfig) -> dict[str, str]:
     """NAME -> PATH of ``--drafter``; raises UserError for anything else, or a name used twice."""
-    return _named("--drafter", "PATH", config.drafter, taken=(TARGET, LOOKUP))
+    return _named("--drafter", "PATH", config.drafter, taken=(TARGET, *LOOKUPS))
+
+
+def composed(config: BenchConfig) -> dict[str, tuple[str, str]]:
+    """NAME -> (FIRST, SECOND) of ``--compose``; raises UserError for anything else, or a name that is none or taken."""
+    parts = (*config.include, *named_drafters(config))
+    adaptive = [name + ADAPTIVE for name in named_drafters(config)] if config.decoding.adaptive else []
+    wanted = _named("--compose", "FIRST+SECOND", config.compose, taken=(TARGET, *LOOKUPS, *parts, *adaptive))
+    found = {}
+    for name, pair in wanted.items():
+        fits = [(a, b) for a in parts for b in parts if f"{a}+{b}" == pair and a != b]
+        if not fits:
+            choices = ", ".join(parts)
+            raise UserError(
+                f"--compose {name}={pair} takes two different drafters of this run (choices: {choices})"
+            )
+        found[name] = fits[0]
+    return found
 
 
 def named_endpoints(config: BenchConfig) -> dict[str, str]:

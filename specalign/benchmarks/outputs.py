@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
-from specalign.decoding import Drafter, ModelDrafter
+from specalign.decoding import Drafter, Stepper
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session, decoder_sequences
 from specalign.metrics.sampled_tokens import Moments, token_moments, total
@@ -51,7 +51,7 @@ def _forced(suite: Suite, trajectory: _Trajectory, record: GenerationRecord) -> 
     return [
         ForcedProbe(method, record.prompt_id, record.repeat, record.temperature, trajectory.overlap(drafter))
         for method, drafter in suite.drafters.items()
-        if drafter is not None
+        if drafter is not None and drafter.kind != "hybrid"
     ]
 
 
@@ -90,12 +90,12 @@ class _Trajectory:
 
     def overlap(self, drafter: Drafter) -> list[float | None]:
         """sum_v min(p, q) before each token of the output."""
-        if isinstance(drafter, ModelDrafter):
-            return self._model_overlap(drafter)
-        return self._drafted_overlap(drafter)
+        if drafter.alone:
+            return self._model_overlap(drafter.alone)
+        return self._drafted_overlap(drafter.with_costs(None))
 
-    def _model_overlap(self, drafter: ModelDrafter) -> list[float | None]:
-        head = head_of(drafter.model, drafter.draft_vocabulary)
+    def _model_overlap(self, drafter: Stepper) -> list[float | None]:
+        head = head_of(drafter.model, drafter.head.ids)
         hidden = _along(drafter.model, self.prompt, self.output)
         shares: list[float | None] = []
         for start in range(0, len(self.output), POSITIONS):

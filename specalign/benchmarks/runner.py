@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from specalign.benchmarks.adaptive import adaptive_costs, with_adaptive
+from specalign.benchmarks.adaptive import adaptive_costs, with_costs
 from specalign.benchmarks.calls import call_probes, fact_probes
 from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record
 from specalign.benchmarks.config import BenchConfig
@@ -19,7 +19,7 @@ from specalign.benchmarks.outputs import output_probes
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, load_suite
 from specalign.chain import appending
-from specalign.decoding import Generation, ModelDrafter, generate
+from specalign.decoding import Generation, generate
 from specalign.probes import CopyProbe
 from specalign.progress import progress_bar
 from specalign.provenance import BusyMeter, stamp
@@ -47,7 +47,7 @@ def run(config: BenchConfig) -> BenchmarkResult:
 def _begin(config: BenchConfig) -> Decoding:
     if config.threads:
         torch.set_num_threads(config.threads)
-    suite = with_adaptive(load_suite(config), config)
+    suite = with_costs(load_suite(config), config)
     plan = cells(suite, config)
     facts = fact_probes(suite)
     provenance = {
@@ -141,8 +141,8 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
 
 def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: int) -> Generation:
     stepper, drafter = suite.target, suite.drafters[cell.method]
-    if isinstance(drafter, ModelDrafter) and cell.gamma == 0:  # on its own
-        stepper, drafter = drafter.ready, None
+    if drafter and drafter.alone and cell.gamma == 0:
+        stepper, drafter = drafter.alone, None
     return generate(
         stepper,
         drafter,

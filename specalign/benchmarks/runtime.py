@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.benchmarks.config import DecodingConfig
 from specalign.data import Prompt
-from specalign.decoding import Drafter, ModelDrafter, Shapes, Stepper, make_stepper
+from specalign.decoding import Drafter, Shapes, Stepper, make_stepper
 from specalign.decoding.stepper import Runtime
 from specalign.errors import UserError
 from specalign.models.packing import can_pack
@@ -71,28 +71,29 @@ def make_ready(
     target: PreTrainedModel,
     drafters: Mapping[str, Drafter | None],
     prompts: Sequence[Prompt],
+    *,
+    composed: bool,
 ) -> tuple[Stepper, dict[str, Drafter | None]]:
-    """Target and drafters as the suite's runtime steps them. Raises UserError where that cannot be."""
+    """Target and drafters as the suite's runtime steps them. Raises UserError where that cannot be.
+
+    A drafter that is ``composed`` with another one catches up with what that one drafted, a whole draft at a time.
+    """
     quantized = getattr(target, "quantization_method", None) is not None
     runtime = resolve_runtime(decoding.runtime, target, target.dtype, target.device, quantized=quantized)
     sizes = (1, *(gamma + 1 for gamma in decoding.gammas))
     longest = max(len(prompt.input_ids) for prompt in prompts)
     capacity = rounded_up(longest + decoding.max_new_tokens + 2 * max(sizes) + 2, CAPACITY_STEP)
-    models = [drafter for drafter in drafters.values() if isinstance(drafter, ModelDrafter)]
-
-    def draft_with(drafter: ModelDrafter, progress: Progress) -> ModelDrafter:
-        shapes = Shapes(DRAFTER_SIZES, capacity)
-        ids = drafter.draft_vocabulary
-        stepper = make_stepper(drafter.model, runtime, ids=ids, shapes=shapes, progress=progress)
-        return replace(drafter, stepper=stepper)
-
-    n_graphs = len(set(sizes)) + len(DRAFTER_SIZES) * len(models)
+    drafter_sizes = (*DRAFTER_SIZES, max(sizes)) if composed else DRAFTER_SIZES
+    models = [drafter for drafter in drafters.values() if drafter and drafter.kind == "model"]
+    n_graphs = len(set(sizes)) + len(set(drafter_sizes)) * len(models)
     with progress_bar(f"making models ready ({runtime})", n_graphs) as bar:
         stepper = make_stepper(target, runtime, shapes=Shapes(sizes, capacity), progress=bar.advance)
-        ready = {
-            name: draft_with(drafter, bar.advance) if isinstance(drafter, ModelDrafter) else drafter
-            for name, drafter in drafters.items()
-        }
+
+        def make(model: PreTrainedModel, ids: Tensor | None) -> Stepper:
+            shapes = Shapes(drafter_sizes, capacity)
+            return make_stepper(model, runtime, ids=ids, shapes=shapes, progress=bar.advance)
+
+        ready = {name: drafter and drafter.made_ready(make) for name, drafter in drafters.items()}
     return stepper, ready
 
 

@@ -20,7 +20,6 @@ from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpo
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, outline_suite
 from specalign.chain import appending
-from specalign.decoding import PromptLookup
 from specalign.errors import UserError, unknown
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
 from specalign.models.vocabulary import OLD_FILE
@@ -191,9 +190,10 @@ def _server(suite: Suite, config: BenchConfig, engine: Engine, kind: Kind) -> It
 
 
 def _speculative(suite: Suite, config: BenchConfig, method: str, gamma: int) -> dict[str, Any]:
-    kind = "lookup" if isinstance(suite.drafters[method], PromptLookup) else "model"
+    drafter = suite.drafters[method]
+    assert drafter, "the plain target has a server of its own"
     path = named_drafters(config).get(method, "")
-    return speculative_config(kind, gamma, resolve_model(path) if path else "")
+    return speculative_config(drafter.kind, gamma, resolve_model(path) if path else "")
 
 
 def _warm_up(server: Server, config: BenchConfig, cells: Sequence[Cell]) -> None:

@@ -16,7 +16,7 @@ from specalign.benchmarks.runtime import make_ready
 from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.data.sources import has_splits, split_note
 from specalign.data.turns import end_of_turn
-from specalign.decoding import Drafter, ModelDrafter, PromptLookup, Stepper, make_stepper
+from specalign.decoding import WITHOUT_MODEL, Drafter, ModelDrafter, Stepper, make_stepper
 from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.models.heads import head_of
@@ -69,7 +69,7 @@ def load_suite(config: BenchConfig) -> Suite:
         add_end(target, end)
         bar.advance()
         drafters: dict[str, Drafter | None] = {TARGET: None}
-        drafters |= {name: PromptLookup() for name in config.include}
+        drafters |= {name: WITHOUT_MODEL[name] for name in config.include}
         infos = []
         for name, path in named.items():
             model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
@@ -79,7 +79,7 @@ def load_suite(config: BenchConfig) -> Suite:
             infos.append(_drafter_info(name, path, model, vocabulary))
             bar.advance()
     info = _model_info(TARGET, config.target.model, target)
-    stepper, drafters = make_ready(config.decoding, target, drafters, prompts)
+    stepper, drafters = make_ready(config.decoding, target, drafters, prompts, composed=bool(config.compose))
     return Suite(stepper, tokenizer, drafters, prompts, info, infos)
 
 
@@ -88,7 +88,7 @@ def outline_suite(config: BenchConfig) -> Suite:
     target = outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
     add_end(target.model, end_of_turn(target.tokenizer, config.data.template))
     drafters: dict[str, Drafter | None] = {TARGET: None}
-    drafters |= {name: PromptLookup() for name in config.include}
+    drafters |= {name: WITHOUT_MODEL[name] for name in config.include}
     infos = []
     for name, path in named_drafters(config).items():
         model = outline(path).model

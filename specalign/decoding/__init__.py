@@ -5,7 +5,7 @@ result = generate(target, ModelDrafter(drafter), prompt_ids, gamma=4, max_new_to
 result.token_ids[0]
 """
 
-from specalign.decoding.copying import PromptLookup, SuffixLookup
+from specalign.decoding.copying import WITHOUT_MODEL, PromptLookup, SuffixLookup
 from specalign.decoding.draft_length import DraftCosts
 from specalign.decoding.drafters import Drafter, ModelDrafter
 from specalign.decoding.generate import generate, stream
@@ -17,6 +17,7 @@ from specalign.decoding.verification import RULES
 
 __all__ = [
     "RULES",
+    "WITHOUT_MODEL",
     "DraftCosts",
     "Drafter",
     "Generation",

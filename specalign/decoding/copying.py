@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, replace
+from typing import ClassVar, Protocol
 
 import torch
 
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
-from specalign.decoding.drafters import Draft, Drafting
+from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
+from specalign.decoding.stepper import Stepper
 from specalign.decoding.suffix_index import Match, SuffixIndex
 from specalign.decoding.transfer import to_device
 
@@ -40,10 +41,24 @@ class Copier(Protocol):
 class PromptLookup:
     """Copy what followed the latest earlier occurrence of the last n-gram (Saxena 2023, prompt lookup)."""
 
+    kind: ClassVar[Kind] = "lookup"
     max_ngram: int = 3
     """Longest n-gram to look for, in tokens; shorter ones are tried after it."""
     adaptive: DraftCosts | None = None
     """Copy no more than is expected to pay; None: gamma tokens."""
+
+    @property
+    def alone(self) -> Stepper | None:
+        """No model drafts."""
+        return None
+
+    def with_costs(self, costs: DraftCosts | None) -> PromptLookup:
+        """The same with draft lengths by ``costs``, or of gamma tokens (None)."""
+        return replace(self, adaptive=costs)
+
+    def made_ready(self, make: MakeStepper) -> PromptLookup:
+        """As it is: there is no model."""
+        return self
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
@@ -62,11 +77,25 @@ class SuffixLookup:
     context that a token follows, the further it is trusted, as the request's own copies showed.
     """
 
-    adaptive: DraftCosts = ASSUMED
-    """Copy no more than is expected to pay, by what verification costs."""
+    kind: ClassVar[Kind] = "lookup"
+    adaptive: DraftCosts | None = ASSUMED
+    """Copy no more than is expected to pay, by what verification costs; None: gamma tokens."""
     corpus: SuffixIndex | None = None
     """More text to copy from (earlier outputs, documents), searched besides the prompt and the output so far; where
     both match equally far, the request's own text is copied."""
+
+    @property
+    def alone(self) -> Stepper | None:
+        """No model drafts."""
+        return None
+
+    def with_costs(self, costs: DraftCosts | None) -> SuffixLookup:
+        """The same with draft lengths by ``costs``, or of gamma tokens (None)."""
+        return replace(self, adaptive=costs)
+
+    def made_ready(self, make: MakeStepper) -> SuffixLookup:
+        """As it is: there is no model."""
+        return self
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
@@ -196,3 +225,7 @@ def lookup(text: Sequence[int], max_ngram: int) -> list[int]:
             if text[start : start + n] == suffix:
                 return text[start + n :]
     return []
+
+
+WITHOUT_MODEL: dict[str, Drafter] = {"prompt_lookup": PromptLookup(), "suffix_lookup": SuffixLookup()}
+"""Name -> drafter, of those that need no model."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -43,8 +43,30 @@ class Drafting(Protocol):
         """Go on with these rows only."""
 
 
+Kind = Literal["lookup", "model", "hybrid"]
+"""What drafts: no model, a model, or several drafters in turn."""
+MakeStepper = Callable[[PreTrainedModel, Tensor | None], Stepper]
+"""(model, ids of its trimmed head or None) -> what steps it."""
+
+
 class Drafter(Protocol):
-    """A drafter; it keeps nothing from one request to the next."""
+    """A drafter; it keeps nothing from one request to the next. All that is known of its kind is asked here."""
+
+    kind: ClassVar[Kind]
+
+    @property
+    def adaptive(self) -> DraftCosts | None:
+        """The costs by which it decides on the length of its drafts; None: it drafts gamma tokens."""
+
+    @property
+    def alone(self) -> Stepper | None:
+        """The model that drafts, to decode or to be read on its own; None where no single model does."""
+
+    def with_costs(self, costs: DraftCosts | None) -> Drafter:
+        """The same with draft lengths by ``costs``, or of gamma tokens (None)."""
+
+    def made_ready(self, make: MakeStepper) -> Drafter:
+        """The same with its models stepped by what ``make`` makes of them."""
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
@@ -77,6 +99,7 @@ class Undrafted:
 class ModelDrafter:
     """A smaller model of the target's family."""
 
+    kind: ClassVar[Kind] = "model"
     model: PreTrainedModel
     draft_vocabulary: Tensor | None = None
     """[V'] ids that its head is trimmed to, ascending; None: all."""
@@ -87,9 +110,17 @@ class ModelDrafter:
     drafted token; None: always draft gamma tokens."""
 
     @property
-    def ready(self) -> Stepper:
+    def alone(self) -> Stepper:
         """What steps the model."""
         return self.stepper or make_stepper(self.model, ids=self.draft_vocabulary)
+
+    def with_costs(self, costs: DraftCosts | None) -> ModelDrafter:
+        """The same with draft lengths by ``costs``, or of gamma tokens (None)."""
+        return replace(self, adaptive=costs)
+
+    def made_ready(self, make: MakeStepper) -> ModelDrafter:
+        """The same, packed or compiled."""
+        return replace(self, stepper=make(self.model, self.draft_vocabulary))
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
@@ -98,7 +129,7 @@ class ModelDrafter:
         free = rooms(self.model, decoder_sequences(self.model, prompts))
         if free is not None and max(free) < 1:
             return Undrafted(self.model.device)
-        session = Session.start(self.ready, prompts, n_new)
+        session = Session.start(self.alone, prompts, n_new)
         lengths = None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts))
         return _ModelDrafting(session, sampling, target.head.width, lengths)
 

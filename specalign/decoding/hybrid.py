@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Protocol, runtime_checkable
+from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from specalign.decoding.draft_length import DraftLengths
-from specalign.decoding.drafters import Draft, Drafter, Drafting, nothing
+from specalign.decoding.draft_length import DraftCosts, DraftLengths
+from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper, nothing
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
+from specalign.decoding.stepper import Stepper
 
 
 @runtime_checkable
@@ -38,8 +39,27 @@ class Hybrid:
     far alone, so that verification stays lossless. Where no part pays, nothing is drafted.
     """
 
+    kind: ClassVar[Kind] = "hybrid"
     parts: tuple[Drafter, ...]
     """Drafters with costs (``adaptive``), the first preferred where two promise the same."""
+
+    @property
+    def adaptive(self) -> DraftCosts | None:
+        """Those of its first part: it always decides."""
+        return self.parts[0].adaptive
+
+    @property
+    def alone(self) -> Stepper | None:
+        """Several drafters have no one model."""
+        return None
+
+    def with_costs(self, costs: DraftCosts | None) -> Hybrid:
+        """As it is: each part has costs of its own."""
+        return self
+
+    def made_ready(self, make: MakeStepper) -> Hybrid:
+        """The same with its parts made ready."""
+        return replace(self, parts=tuple(part.made_ready(make) for part in self.parts))
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session

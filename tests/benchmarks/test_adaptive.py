@@ -9,7 +9,7 @@ import pytest
 
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
-from specalign.probes import read_run
+from specalign.probes import CallProbe, ForcedProbe, read_run
 from specalign.reports.tables import table_cells
 from specalign.serving.deploy import Wish, measured
 
@@ -46,3 +46,37 @@ def test_a_drafter_of_that_name_is_refused(bench: Bench, models_folder: Path) ->
     ]
     with pytest.raises(UserError, match="copy_adaptive: the name is taken"):
         main(words)
+
+
+def test_lookups_and_compositions_are_rows_of_their_own(bench: Bench, tmp_path: Path) -> None:
+    main(bench("--include", "prompt_lookup", "suffix_lookup", "--compose", "fast=suffix_lookup+copy"))
+    run = read_run(tmp_path / "run")
+    greedy = {row.method: row for row in run.result.rows if row.temperature == 0}
+    kinds = {method: (row.kind, row.adaptive) for method, row in greedy.items()}
+    assert kinds == {
+        "target": ("target", False),
+        "prompt_lookup": ("lookup", False),
+        "suffix_lookup": ("lookup", True),
+        "copy": ("model", False),
+        "small": ("model", False),
+        "fast": ("hybrid", True),
+    }
+    assert greedy["fast"].exact_match_target == greedy["suffix_lookup"].exact_match_target == 1
+    assert greedy["fast"].mbsu is None, "its steps read now one drafter, now another"
+    assert set(run.result.provenance["adaptive_costs"]) == {"suffix_lookup"}
+    methods = {probe.method for probe in run.probes if isinstance(probe, CallProbe | ForcedProbe)}
+    assert methods == {"target", "prompt_lookup", "suffix_lookup", "copy", "small"}
+
+
+@pytest.mark.parametrize(
+    ("composition", "words"),
+    [
+        ("fast=suffix_lookup+nobody", "two different drafters of this run"),
+        ("fast=copy+copy", "two different drafters of this run"),
+        ("copy=prompt_lookup+small", "'copy' is taken"),
+        ("fast", "takes NAME=FIRST\\+SECOND"),
+    ],
+)
+def test_a_composition_names_two_drafters_of_the_run(bench: Bench, composition: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        main(bench("--compose", composition))

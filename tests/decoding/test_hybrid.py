@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -11,9 +12,10 @@ from transformers import PreTrainedModel
 
 from specalign.decoding import DraftCosts, Drafter, Hybrid, ModelDrafter, SuffixLookup, generate
 from specalign.decoding.draft_length import DraftLength, DraftLengths
-from specalign.decoding.drafters import Draft, Drafting
+from specalign.decoding.drafters import Draft, Drafting, Kind, MakeStepper
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
+from specalign.decoding.stepper import Stepper
 
 Build = Callable[..., PreTrainedModel]
 FREE = DraftCosts(0.0, (1.0, 1.02))
@@ -28,14 +30,22 @@ class Oracle:
     prompt: list[int]
     output: list[int]
     knows: Callable[[int], bool]
-    costs: DraftCosts
+    adaptive: DraftCosts | None
     calls: list[int] = field(default_factory=list)
     """Position of each call that drafted."""
+    kind: ClassVar[Kind] = "model"
+    alone: Stepper | None = None
+
+    def with_costs(self, costs: DraftCosts | None) -> Oracle:
+        return replace(self, adaptive=costs)
+
+    def made_ready(self, make: MakeStepper) -> Oracle:
+        return self
 
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
-        return _Asked(self, DraftLengths(self.costs, len(prompts)))
+        return _Asked(self, DraftLengths(self.adaptive or FREE, len(prompts)))
 
 
 @dataclass
