@@ -150,6 +150,9 @@ class Interval:
     __pydantic_config__ = _STRICT
 
 
+Alphabet = Literal["ascii", "unicode"]
+
+
 @dataclass(frozen=True)
 class Rouge:
     """ROUGE F1 scores, each in 0..1."""
@@ -159,6 +162,8 @@ class Rouge:
     rougeL: Interval
     rougeLsum: Interval | None = None
     """Longest common subsequences sentence by sentence; None in results before this figure was added."""
+    words: Alphabet = "ascii"
+    """What a word is made of: letters of every script, or, in results before these were read, ASCII ones alone."""
     __pydantic_config__ = _STRICT
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from specalign.analysis.summary import summarise
 from specalign.probes import RunFiles
+from specalign.results import Alphabet
 
 JUDGED = ("n_tie_divergences", "n_numeric_divergences", "n_unexplained_divergences")
 """Figures that took the target's logits: not recomputed."""
@@ -19,7 +20,8 @@ def untrue_figures(run: RunFiles) -> list[str]:
 
     Figures that the run was made without (an older version's) are passed over.
     """
-    again = {(row.method, row.temperature, row.gamma): row for row in summarise(run.records, None, run.probes)}
+    rows = summarise(run.records, None, run.probes, words=_rouge_words(run))
+    again = {(row.method, row.temperature, row.gamma): row for row in rows}
     wrong = []
     for row in run.result.rows:
         key = row.method, row.temperature, row.gamma
@@ -34,6 +36,12 @@ def untrue_figures(run: RunFiles) -> list[str]:
                     f"{name}: {figure} is {_short(written)}, the raw files give {_short(recomputed[figure])}"
                 )
     return wrong
+
+
+def _rouge_words(run: RunFiles) -> Alphabet:
+    """What ROUGE's words were when the run was made."""
+    found = [row.rouge_vs_reference or row.rouge_vs_target for row in run.result.rows]
+    return "ascii" if any(rouge and rouge.words == "ascii" for rouge in found) else "unicode"
 
 
 def _same(written: Any, recomputed: Any) -> bool:

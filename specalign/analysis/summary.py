@@ -26,6 +26,7 @@ from specalign.results import (
     ALONE,
     LOOKUPS,
     TARGET,
+    Alphabet,
     GenerationRecord,
     Interval,
     Rouge,
@@ -49,17 +50,22 @@ class Evidence:
     divergences: Mapping[int, str]
     """Order of a greedy record that differs from the plain target's -> "tie", "numeric" or what else it is."""
     probes: Sequence[Probe]
+    words: Alphabet
+    """ROUGE's."""
 
 
 def summarise(
     records: Iterable[GenerationRecord],
     divergences: Mapping[int, str] | None = None,
     probes: Sequence[Probe] = (),
+    *,
+    words: Alphabet = "unicode",
 ) -> list[SummaryRow]:
     """One row a (method, temperature, gamma), in order of first appearance.
 
     ``divergences`` says of each greedy record that differs from the plain target's, by its ``order``, whether it
     is a "tie" or "numeric"; the others count as unexplained. Figures that rest on ``probes`` are None without them.
+    ``words`` are ROUGE's.
     """
     groups: dict[Group, list[GenerationRecord]] = defaultdict(list)
     plain: dict[float, list[GenerationRecord]] = defaultdict(list)
@@ -71,7 +77,7 @@ def summarise(
             alone[record.method, record.temperature].append(record)
         if record.method == TARGET and record.status == "ok":
             plain[record.temperature].append(record)
-    evidence = Evidence(plain, alone, divergences or {}, probes)
+    evidence = Evidence(plain, alone, divergences or {}, probes, words)
     return [_row(group, rows, evidence) for group, rows in groups.items()]
 
 
@@ -108,7 +114,7 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
         "speedup": _speedup(good, plain, "wall_s"),
         "decode_speedup": _speedup(good, plain, "decode_s"),
         "time": time_split(good) if good else TimeSplit(0.0, 0.0, 0.0, 0.0),
-        "rouge_vs_reference": _rouge(good),
+        "rouge_vs_reference": _rouge(good, evidence.words),
         "accuracy": _accuracy(good),
         "latency_p50_ms": p50,
         "latency_p95_ms": p95,
@@ -119,7 +125,9 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
     if good:
         common |= _ceilings(good, evidence.probes)
     if method != TARGET and good:
-        common |= _against_target(good, plain) | _acceptance(good, gamma) | _costs(good, plain, gamma)
+        common |= (
+            _against_target(good, plain, evidence.words) | _acceptance(good, gamma) | _costs(good, plain, gamma)
+        )
         common |= _beyond_its_records(group, good, evidence)
     return SummaryRow(**common)  # type: ignore[arg-type]
 
@@ -142,7 +150,7 @@ def _beyond_its_records(
         "predicted_from_probes": predicted_from_probes(
             records, evidence.plain.get(temperature, []), survival, evidence.probes
         ),
-        "rouge_alone": _rouge(alone),
+        "rouge_alone": _rouge(alone, evidence.words),
         "accuracy_alone": _accuracy(alone),
     }
 
@@ -198,7 +206,7 @@ def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, ob
 
 
 def _against_target(
-    records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord]
+    records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], words: Alphabet
 ) -> dict[str, object]:
     theirs = {(record.prompt_id, record.repeat): record for record in plain if record.status == "ok"}
     pairs = [
@@ -207,7 +215,7 @@ def _against_target(
     if not pairs:
         return {}
     same = sum(ours.token_ids == other.token_ids for ours, other in pairs)
-    rouge = _rouge([ours for ours, _ in pairs], {ours.order: other.text for ours, other in pairs})
+    rouge = _rouge([ours for ours, _ in pairs], words, {ours.order: other.text for ours, other in pairs})
     return {"rouge_vs_target": rouge, "exact_match_target": same / len(pairs)}
 
 
@@ -277,12 +285,15 @@ def _speedup(
     )
 
 
-def _rouge(records: Sequence[GenerationRecord], references: Mapping[int, str] | None = None) -> Rouge | None:
+def _rouge(
+    records: Sequence[GenerationRecord], words: Alphabet, references: Mapping[int, str] | None = None
+) -> Rouge | None:
     """Against ``references`` (by order), or each record's own."""
     return mean_rouge(
         [record.text for record in records],
         [record.reference if references is None else references[record.order] for record in records],
         [record.prompt_id for record in records],
+        words=words,
     )
 
 

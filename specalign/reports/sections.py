@@ -21,7 +21,11 @@ Every row decodes the same prompts; speed-up is the plain target's seconds per t
 decode seconds alone, and "predicted" is what the cost model gives for it from the measured step times and acceptance.
 γ: draft length. α expected: mean over examined draft positions of Σ min(p, q). α counted: accepted / examined drafts.
 Break-even α: the acceptance rate at which decoding would be as fast as the plain target on this machine. τ: tokens per
-target call. c: one drafting call over one plain target call. ROUGE is F1 x 100."""
+target call. c: one drafting call over one plain target call. ROUGE is F1 x 100"""
+ROUGE_WORDS = (
+    " on words of any script (characters where it has no spaces), stemmed where the reference is English."
+)
+"""Reports of older results, on ASCII words alone, say nothing of them."""
 MIN_PROMPTS = 2
 """Prompts that a category needs to get a line of its own."""
 MAX_CATEGORIES = 20
@@ -69,9 +73,14 @@ def _comparison(result: BenchmarkResult) -> Section:
         rows = at(result.rows, temperature)
         rows.sort(key=_fastest_first)
         parts.append(Section(f"Temperature {temperature:g}", [Table(*table_cells(rows))]))
-    return Section(
-        "Comparison", [Paragraph("Sorted by measured speed-up. " + " ".join(SYMBOLS.split()))], parts
-    )
+    symbols = " ".join(SYMBOLS.split()) + _rouge_words(result)
+    return Section("Comparison", [Paragraph("Sorted by measured speed-up. " + symbols)], parts)
+
+
+def _rouge_words(result: BenchmarkResult) -> str:
+    """How the run's ROUGE counts words."""
+    found = [rouge.words for row in result.rows if (rouge := row.rouge_vs_reference or row.rouge_vs_target)]
+    return ROUGE_WORDS if "unicode" in found else "."
 
 
 def _fastest_first(row: SummaryRow) -> float:
