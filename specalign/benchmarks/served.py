@@ -22,6 +22,7 @@ from specalign.benchmarks.suite import Suite, outline_suite
 from specalign.chain import appending
 from specalign.errors import UserError, unknown
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
+from specalign.models.properties import eos_ids
 from specalign.models.vocabulary import OLD_FILE
 from specalign.probes import PROBES_FILE, LoadProbe, read_probes
 from specalign.progress import progress_bar
@@ -171,9 +172,9 @@ def _measure(suite: Suite, config: BenchConfig, plan: list[Cell], engine: Engine
             if not missing and not levels:
                 continue
             with _server(suite, config, engine, kind) as server:
-                _warm_up(server, config, cells)
+                _warm_up(suite, config, cells, server)
                 _generate_all(suite, config, missing, server, bar.advance)
-                _load_all(config, cells, levels, server)
+                _load_all(suite, config, cells, levels, server)
 
 
 @contextmanager
@@ -196,10 +197,10 @@ def _speculative(suite: Suite, config: BenchConfig, method: str, gamma: int) -> 
     return speculative_config(drafter.kind, gamma, resolve_model(path) if path else "")
 
 
-def _warm_up(server: Server, config: BenchConfig, cells: Sequence[Cell]) -> None:
+def _warm_up(suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server) -> None:
     """A short unrecorded completion at each temperature."""
     for cell in {cell.temperature: cell for cell in cells}.values():
-        complete(server, dataclasses.replace(_request(config, cell), max_new_tokens=WARMUP_TOKENS))
+        complete(server, dataclasses.replace(_request(suite, config, cell), max_new_tokens=WARMUP_TOKENS))
 
 
 def _generate_all(
@@ -219,7 +220,7 @@ def _generate_one(
     """The record, and the counters after it. A server that is gone raises UserError."""
     begun_at, begin = time.time(), time.perf_counter()
     try:
-        answer = complete(server, _request(config, cell))
+        answer = complete(server, _request(suite, config, cell))
         call_s = time.perf_counter() - begin
     except RuntimeError as error:
         connect(server.url)
@@ -245,15 +246,19 @@ def _generate_one(
     return record, after
 
 
-def _load_all(config: BenchConfig, cells: Sequence[Cell], levels: Sequence[int], server: Server) -> None:
+def _load_all(
+    suite: Suite, config: BenchConfig, cells: Sequence[Cell], levels: Sequence[int], server: Server
+) -> None:
     first = config.decoding.temperatures[0]
-    requests = [_request(config, cell) for cell in cells if cell.temperature == first and not cell.repeat]
+    requests = [
+        _request(suite, config, cell) for cell in cells if cell.temperature == first and not cell.repeat
+    ]
     for level in levels:
         probe = measure_load(server, requests, level, method=cells[0].method, gamma=cells[0].gamma)
         append_probes(config.output, [probe])
 
 
-def _request(config: BenchConfig, cell: Cell) -> Request:
+def _request(suite: Suite, config: BenchConfig, cell: Cell) -> Request:
     return Request(
         cell.prompt.input_ids,
         config.decoding.max_new_tokens,
@@ -261,4 +266,5 @@ def _request(config: BenchConfig, cell: Cell) -> Request:
         config.decoding.top_k,
         config.decoding.top_p,
         cell.seed,
+        eos_ids(suite.target.model),
     )

@@ -62,7 +62,20 @@ def is_file_name(source: str) -> bool:
 
 def is_local(source: str) -> bool:
     """Whether a data set's name means a file or folder of this machine, be it there or not."""
-    return is_file_name(source) or source.startswith((".", "/", "~")) or Path(source).exists()
+    return is_file_name(source) or source.startswith((".", "/", "~")) or is_there(source)
+
+
+def is_there(source: str) -> bool:
+    """Whether there is a file or folder of this name; none where it cannot be a name."""
+    try:
+        return Path(source).exists()
+    except OSError:
+        return False
+
+
+def is_folder(source: str) -> bool:
+    """Whether there is a folder of this name."""
+    return is_there(source) and Path(source).is_dir()
 
 
 def local_rows(path: Path) -> Rows:

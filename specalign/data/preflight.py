@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from specalign.data.bad_rows import listed
 from specalign.data.examples import Columns, Split
-from specalign.data.files import is_local, require_file
+from specalign.data.files import is_folder, is_local, require_file
 from specalign.data.prompts import Prompt
 from specalign.data.sources import HUB, HubSet, Reading, has_splits, hub_set, read_examples, split_note
 from specalign.data.turns import Template, adds_end
@@ -74,7 +74,7 @@ def licence(source: str) -> str | Caution:
         return _as_its_card_says(HUB[source])
     path = Path(source)
     if is_local(source):
-        if not path.is_dir():
+        if not is_folder(source):
             require_file(path)
         folder = path if path.is_dir() else path.parent
         beside = sorted(found.name for found in folder.iterdir() if found.name.upper().startswith("LICEN"))

@@ -21,7 +21,7 @@ from specalign.data.examples import (
     example_from_row,
     with_distinct_ids,
 )
-from specalign.data.files import ENDINGS, Rows, is_file_name, is_local, local_rows
+from specalign.data.files import ENDINGS, Rows, is_file_name, is_folder, is_local, local_rows
 from specalign.data.splits import disjoint, part_of
 from specalign.errors import UserError, unknown
 
@@ -155,7 +155,7 @@ def read_examples(
 
 def has_splits(source: str) -> bool:
     """Whether a source comes in splits; a local file does not."""
-    return not is_file_name(source) or source.startswith("spec_bench:") or Path(source).is_dir()
+    return not is_file_name(source) or source.startswith("spec_bench:") or is_folder(source)
 
 
 def split_note(source: str) -> str:
@@ -174,7 +174,7 @@ def _examples(source: str, split: Split, columns: Columns, limit: int | None) ->
     if source.startswith("spec_bench:"):
         return _made(_spec_bench_rows(source.removeprefix("spec_bench:"), split), _spec_bench_example)
     if is_local(source):
-        paths = [Path(source)] if not Path(source).is_dir() else _split_files(Path(source), split)
+        paths = [Path(source)] if not is_folder(source) else _split_files(Path(source), split)
         return _tabular(chain.from_iterable(map(local_rows, paths)), columns, USUAL)
     known = HUB.get(source) or hub_set(source)
     return _tabular(_hub_rows(known, split, limit), columns, known.columns)

@@ -39,6 +39,8 @@ class Request:
     """0: no top-k filter."""
     top_p: float = 1.0
     seed: int = 0
+    ends: Sequence[int] = ()
+    """Tokens that end the answer besides those that the server knows."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def _stream(server: Server, request: Request) -> Iterator[dict[str, Any]]:
         "top_k": request.top_k or -1,
         "top_p": request.top_p,
         "seed": request.seed % 2**31,
+        "stop_token_ids": list(request.ends),
         "stream": True,
         "return_token_ids": True,
     }

@@ -252,7 +252,8 @@ class Materials:
             if config.engine.name == "vllm":
                 from specalign.training.served import ServedWriter
 
-                writer = ServedWriter(config, self.tokenizer, folder.with_suffix(".vllm.log"), stack)
+                log, ends = folder.with_suffix(".vllm.log"), eos_ids(self.teacher)
+                writer = ServedWriter(config, self.tokenizer, log, stack, ends)
             return stored_responses(
                 folder, writer, prompts, config.data.max_response_tokens, seed=config.seed, progress=bar.advance
             )

@@ -161,7 +161,7 @@ def _flops_per_token(
     if config.student.draft_vocabulary:
         student_head *= min(1.0, config.student.draft_vocabulary / student[0].get_text_config().vocab_size)
     whole = (passes + 2 * own) * (student_body * tokens + student_head * scored)
-    if any(NEEDS[name].teacher for name in config.objective.weights):
+    if any(name in NEEDS and NEEDS[name].teacher for name in config.objective.weights):
         whole += 2 * (teacher_body * tokens + teacher_head * scored)
     return whole / scored
 

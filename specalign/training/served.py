@@ -37,6 +37,8 @@ class ServedWriter:
     """Output of a server that is started."""
     stack: ExitStack
     """Ends that server."""
+    ends: Sequence[int] = ()
+    """Ids that end a response."""
     device = torch.device("cpu")
 
     def write(
@@ -49,7 +51,7 @@ class ServedWriter:
         server, temperature = self._server, self.config.rollout.teacher_temperature
         seeds = torch.randint(2**31, (len(prefixes),), generator=generator).tolist()
         requests = [
-            Request(list(prefix), max_new_tokens, temperature, seed=seed)
+            Request(list(prefix), max_new_tokens, temperature, seed=seed, ends=self.ends)
             for prefix, seed in zip(prefixes, seeds, strict=True)
         ]
         try:

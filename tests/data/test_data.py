@@ -9,10 +9,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specalign.data import Columns, Example, encode_prompts, load_examples
+from specalign.data.examples import USUAL, example_from_row, with_distinct_ids
 from specalign.data.sources import HUB
 from specalign.errors import UserError
 from specalign.templates import OF_SOURCE, PLACE, PROMPTS, prompt_text
@@ -297,3 +300,26 @@ def test_prompts_by_name() -> None:
         UserError, match=r"no \{document\}: 'sumarize'; put it there, or name one of: .*summarize"
     ):
         prompt_text("sumarize", "xsum")
+
+
+@given(st.lists(st.sampled_from([1, 2, "1", "1#2", "1#3", None, "x"]), max_size=12))
+def test_no_two_rows_have_the_same_id(ids: list[object]) -> None:
+    """Ids are labels: rows keep their order and text, and distinct ids stay as they are."""
+    rows = [{"id": id_, "document": f"d{number}"} for number, id_ in enumerate(ids)]
+    made = [example_from_row(row, USUAL, str(number)) for number, row in enumerate(rows, start=1)]
+    found = with_distinct_ids(made)
+    assert [example.document for example in found] == [row["document"] for row in rows]
+    assert len({example.id for example in found}) == len(rows)
+    assert with_distinct_ids(found) == found
+    for given_, kept in zip(made, found, strict=True):
+        assert kept.id == given_.id or kept.id.startswith(f"{given_.id}#")
+
+
+@pytest.mark.parametrize("column", ["document", "reference", "category", "id"])
+def test_half_a_character_in_a_row_is_named(tmp_path: Path, column: str) -> None:
+    path = tmp_path / "data.jsonl"
+    whole, half = {"document": "a \U0001f600"}, {"document": "b", column: "hello \ud83d world"}
+    write_rows(path, whole, half)
+    with pytest.raises(UserError, match=rf"line 2: column '{column}' has half a character .*\\ud83d"):
+        load_examples(str(path), "all")
+    assert len(load_examples(str(path), "all", skip_bad_rows=True)) == 1

@@ -36,6 +36,8 @@ class Fake:
     """A prompt with this id in it is answered with an error."""
     offset: int = 3
     """The first word's id, by this server's tokenizer."""
+    ends: list[list[int]] = field(default_factory=list)
+    """The ids that each request says an answer ends at."""
     drafts: int = 0
     by_position: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -100,6 +102,7 @@ def start(fake: Fake, port: int = 0) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert body["return_token_ids"]
+            fake.ends.append(body["stop_token_ids"])
             if fake.refused in body["prompt"]:
                 self.answer(400, "the prompt is refused")
                 return

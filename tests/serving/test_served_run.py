@@ -56,7 +56,11 @@ def test_our_own_servers_and_running_ones_give_the_same_figures(
 def test_what_vllm_does_not_give_is_none_and_every_figure_follows_from_the_records(
     suite_flags: list[str], serve: Serve, tmp_path: Path
 ) -> None:
-    run_served(parse_run(flags(suite_flags, tmp_path, *endpoints(serve))))
+    plain = Fake()
+    urls = ["--endpoint", f"target={serve(plain)}", f"small={serve(Fake(gamma=3))}"]
+    run_served(parse_run(flags(suite_flags, tmp_path, *urls)))
+    assert plain.ends
+    assert all(ends == [2] for ends in plain.ends)
     run = read_run(tmp_path / "run")
     row = drafted(run.result)
     assert row.alpha_expected is row.c is row.verify_ratio is row.latency_p50_ms is None

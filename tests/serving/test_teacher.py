@@ -51,10 +51,12 @@ def expected(prompt: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def test_a_running_server_writes_the_responses_once(make: Make, serve: Serve) -> None:
-    config = make("--rollout-engine", "vllm", "--endpoint", serve(Fake()))
+    fake = Fake()
+    config = make("--rollout-engine", "vllm", "--endpoint", serve(fake))
     materials = load_materials(config)
     responses = materials.responses("train")
     assert responses == {prompt.id: expected(prompt.input_ids) for prompt in materials.train}
+    assert fake.ends == [[2]] * len(responses)
     gone = make("--rollout-engine", "vllm", "--endpoint", "http://127.0.0.1:9")
     assert load_materials(gone).responses("train") == responses  # from the cache: no server is asked
     assert load_materials(make()).responses("train") != responses  # our own engine's are others
