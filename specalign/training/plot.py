@@ -28,16 +28,16 @@ def plot_runs(runs: Sequence[Path]) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    logs = {run: _require_log(run) for run in runs}
+    logs = {label: _require_log(run) for label, run in labels(runs).items()}
     figure, axes = pyplot.subplots(
         len(SCALES), len(PANELS), figsize=(16, 7), layout="constrained", sharey="col"
     )
-    for row, (scale, label) in zip(axes, SCALES, strict=True):
+    for row, (scale, scale_label) in zip(axes, SCALES, strict=True):
         for axis, (kind, name, title) in zip(row, PANELS, strict=True):
-            for run, lines in logs.items():
+            for label, lines in logs.items():
                 points = [(line[scale], line[name]) for line in lines if line["kind"] == kind]
-                axis.plot(*zip(*points, strict=True), marker=".", label=run.name) if points else None
-            axis.set(title=title, xlabel=label)
+                axis.plot(*zip(*points, strict=True), marker=".", label=label) if points else None
+            axis.set(title=title, xlabel=scale_label)
             axis.grid(alpha=0.3)
     axes[0, 1].legend()
     target = runs[0] / "train.png"
@@ -45,6 +45,16 @@ def plot_runs(runs: Sequence[Path]) -> Path:
         figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)
     return target
+
+
+def labels(runs: Sequence[Path]) -> dict[str, Path]:
+    """Label -> run, each once: the shortest ends of their paths that tell them apart."""
+    paths = list(dict.fromkeys(run.absolute() for run in runs))
+    for length in range(1, max(len(path.parts) for path in paths) + 1):
+        found = {"/".join(path.parts[-length:]): path for path in paths}
+        if len(found) == len(paths):
+            return found
+    return {str(path): path for path in paths}
 
 
 def _require_log(run: Path) -> list[dict[str, Any]]:
