@@ -15,6 +15,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import asdict, fields, is_dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -130,7 +131,7 @@ def parse_flags(config: type[C], arguments: Sequence[str], *, default: C, progra
 def flag_value(arguments: Sequence[str], flag: str) -> str | None:
     """What follows the last ``flag``, as ``--flag value`` or ``--flag=value``; None where it is missing."""
     found = None
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:]):
         if word == flag:
             found = following
         elif word.startswith(f"{flag}="):

@@ -12,7 +12,7 @@ from pathlib import Path
 from specalign.config import flag_value, parse_flags
 from specalign.errors import UserError, run_cli, unknown
 from specalign.folders import removable
-from specalign.training.config import TrainConfig, check, resolve, with_prompt
+from specalign.training.config import TrainConfig, check, completed, resolve, with_prompt
 
 PROGRAM = "specalign-train"
 SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temperature")
@@ -48,7 +48,7 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
     names = first.compare or tuple(first.arms)
     named = {first.output / name: read_config(words, name) for name in names} or {first.output: first}
     found = [
-        replace(config, output=output / f"seed-{seed}" if first.seeds else output, seed=seed)
+        completed(replace(config, output=output / f"seed-{seed}" if first.seeds else output, seed=seed))
         for output, config in named.items()
         for seed in first.seeds or (config.seed,)
     ]

@@ -1,6 +1,7 @@
 """The recipe of a training run: small frozen dataclasses whose field docs are also the ``--help`` text.
 
-Precedence: flag > recipe file > the method's preset > default.
+Precedence: flag > recipe file > the method's preset > default. What a method decides is open by default (none, or
+empty), so that its preset is never mistaken for a choice; :func:`completed` fills it in wherever a config is used.
 """
 
 from __future__ import annotations
@@ -90,8 +91,8 @@ class StudentConfig:
     """Encoder layers of an encoder-decoder teacher's slice; 0: all of them, since most of the cost is the decoder."""
     pick: Literal["ends", "even", "influence"] = "ends"
     """Which layers: half from either end, evenly spread, or those that turn the hidden state most (a short probe)."""
-    start: Literal["aligned", "slice"] = "aligned"
-    """Whether a slice is first refitted to the teacher in closed form."""
+    start: Literal["aligned", "slice"] | None = None
+    """Whether a slice is first refitted to the teacher in closed form; none: as the method says (aligned)."""
     align_tokens: Count = 20_000
     """Tokens of teacher responses, prompts included, that the closed-form fit sees."""
     ridge: NotNegative = 1e-3
@@ -132,12 +133,13 @@ class DataConfig:
 class RolloutConfig:
     """What responses the drafter is trained on."""
 
-    source: Literal["ground_truth", "teacher", "student", "mixed"] = "student"
-    """References, responses of the teacher, responses of the student (on-policy), or both of these."""
+    source: Literal["ground_truth", "teacher", "student", "mixed"] | None = None
+    """References, responses of the teacher, responses of the student (on-policy), or both of these; none: as the
+    method says."""
     student_fraction: Share = 0.5
     """mixed: probability, for each sequence by itself, that the student writes it."""
-    style: Literal["branches", "full"] = "branches"
-    """On-policy: short branches off prefixes of a teacher response, or whole responses."""
+    style: Literal["branches", "full"] | None = None
+    """On-policy: short branches off prefixes of a teacher response, or whole responses; none: as the method says."""
     k_max: Tokens = 4
     """branches: their length is drawn from 1..k_max tokens, once a step."""
     branches: Count = 8
@@ -159,7 +161,7 @@ class RolloutConfig:
     @property
     def student_share(self) -> float:
         """Probability that the student writes a sequence."""
-        return {"student": 1.0, "mixed": self.student_fraction}.get(self.source, 0.0)
+        return {"student": 1.0, "mixed": self.student_fraction}.get(self.source or "", 0.0)
 
     @property
     def shares_trunks(self) -> bool:
@@ -191,8 +193,8 @@ class EngineConfig:
 class ObjectiveConfig:
     """What is minimised; see specalign.losses.LOSSES."""
 
-    weights: Weights = field(default_factory=lambda: {"forward_kl": 1.0})
-    """Objectives and their weights."""
+    weights: Weights = field(default_factory=dict)
+    """Objectives and their weights; empty: as the method says."""
     hyper: Weights = field(default_factory=dict)
     """Hyper-parameters by name, such as temperature (KD_TEMP), beta or gamma."""
     teacher_temperature: Above0 = 1.0
@@ -210,10 +212,10 @@ class ObjectiveConfig:
 class OptimiserConfig:
     """AdamW with warm-up and cosine decay."""
 
-    lr: Above0 = 1e-3
-    """Peak learning rate."""
-    warmup: ShareBelow1 = 0.1
-    """Share of the budget with a rising rate."""
+    lr: NotNegative = 0.0
+    """Peak learning rate; 0: by the kind of start (RATES)."""
+    warmup_steps: CountOrZero = 20
+    """Steps in which the rate rises to its peak; 0: none."""
     final_lr: Share = 0.1
     """Rate at the end, as a share of the peak."""
     weight_decay: NotNegative = 0.01
@@ -324,29 +326,35 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
 
+Start = Literal["aligned slice", "bare slice", "trained model"]
+
+RATES: dict[Start, float] = {"aligned slice": 3e-4, "bare slice": 1e-3, "trained model": 1e-4}
+"""Peak learning rate by what training starts from: training/README.md has the learning curves."""
+
 PRESETS: dict[str, dict[str, Any]] = {
-    "untrained": {"student": {"start": "slice"}, "budget": {"steps": 0}},
-    "aligned": {"student": {"start": "aligned"}, "budget": {"steps": 0}},
+    "untrained": {"student": {"start": "slice"}},
+    "aligned": {"student": {"start": "aligned"}},
     "sft": {"rollout": {"source": "ground_truth"}, "objective": {"weights": {"cross_entropy": 1.0}}},
     "seqkd": {"rollout": {"source": "teacher"}, "objective": {"weights": {"cross_entropy": 1.0}}},
-    "gkd": {
-        "rollout": {"source": "student", "style": "branches", "k_max": 4},
-        "objective": {"weights": {"forward_kl": 1.0}, "hyper": {"temperature": 1.0}},
-    },
-    "distillspec": {
-        "rollout": {"source": "mixed", "style": "full"},
-        "objective": {"weights": {"forward_kl": 1.0}},
-    },
+    "gkd": {"rollout": {"source": "student", "style": "branches"}},
+    "distillspec": {"rollout": {"source": "mixed", "style": "full"}},
     "contrastive": {
         "rollout": {"source": "mixed", "style": "branches"},
         "objective": {"weights": {"rank_order": 1.0}},
     },
 }
-"""What a method sets, as tables of the fields above.
+"""What a method says of the fields that the config leaves open (none, or empty), as tables of them.
 
 gkd: Agarwal et al. 2023 (arXiv:2306.13649); distillspec: Zhou et al. 2023 (arXiv:2310.08461), which finds the
 best divergence to depend on task and decoding; seqkd: Kim & Rush 2016 (arXiv:1606.07947).
 """
+
+OTHERWISE: dict[str, Any] = {
+    "student": {"start": "aligned"},
+    "rollout": {"source": "student", "style": "branches"},
+    "objective": {"weights": {"forward_kl": 1.0}},
+}
+"""What stays open after that."""
 
 UNTRAINED = ("untrained", "aligned")
 """Pseudo methods: the start of training, as a student folder. A recipe's budget does not apply to them."""
@@ -361,7 +369,7 @@ def require_sliceable(config: TrainConfig) -> None:
 
 
 def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -> TrainConfig:
-    """Defaults, then a method's preset, then the recipe's keys, then an arm's.
+    """The config with the recipe's keys, then an arm's, completed by the method.
 
     ``name`` is a method, or an arm of the recipe with the method that it names; None: the recipe's method, else
     that of ``config``.
@@ -376,9 +384,44 @@ def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -
     method = name or (values.method if "method" in table else config.method)
     if method not in PRESETS:
         raise unknown("method or arm" if arms else "method", method, [*PRESETS, *arms])
-    merged = overlay(config, PRESETS[method], None)
-    merged = replace(merged, method=method)  # type: ignore[arg-type]
-    return overlay(merged, {k: v for k, v in table.items() if k != "method"}, values)
+    merged = overlay(config, {k: v for k, v in table.items() if k != "method"}, values)
+    return by_method(replace(merged, method=method))  # type: ignore[arg-type]
+
+
+def by_method(config: TrainConfig) -> TrainConfig:
+    """The config with what it leaves open as its method says."""
+    if config.method not in PRESETS:
+        raise unknown("method", config.method, PRESETS)
+    return _filled(_filled(config, PRESETS[config.method]), OTHERWISE)
+
+
+def completed(config: TrainConfig) -> TrainConfig:
+    """The config with all that it leaves open: as its method says, and the rate by the start that it comes to."""
+    config = by_method(config)
+    if config.method in UNTRAINED:
+        config = replace(config, budget=BudgetConfig(steps=0))
+    if config.optimiser.lr == 0:
+        config = replace(config, optimiser=replace(config.optimiser, lr=RATES[start_of(config.student)]))
+    return config
+
+
+def start_of(student: StudentConfig) -> Start:
+    """What training starts from; a trimmed head changes nothing in that, since what it keeps is the teacher's."""
+    if student.model:
+        return "trained model"
+    return "bare slice" if student.start == "slice" else "aligned slice"
+
+
+def _filled(base: C, named: Mapping[str, Any]) -> C:
+    """``base`` with those of ``named`` that it leaves open."""
+    changes: dict[str, Any] = {}
+    for key, value in named.items():
+        ours = getattr(base, key)
+        if is_dataclass(ours):
+            changes[key] = _filled(ours, value)
+        elif ours is None or ours == {}:
+            changes[key] = value
+    return replace(base, **changes)  # type: ignore[type-var]
 
 
 def _varied(recipe: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,12 +21,12 @@ from specalign.files import write_json
 from specalign.losses import reduce_tokens
 from specalign.progress import Bar, progress_bar
 from specalign.training import distributed, folder
-from specalign.training.config import UNTRAINED, TrainConfig
+from specalign.training.config import UNTRAINED, TrainConfig, completed
 from specalign.training.coverage import coverage
 from specalign.training.ending import finish, secure
 from specalign.training.journal import Journal, StepReport, last_validation, tracking, validate
 from specalign.training.materials import Materials, data_facts
-from specalign.training.memory import memory_advice
+from specalign.training.memory import memory_advice, recomputing
 from specalign.training.optimiser import clip_gradients, gathered_state, rate
 from specalign.training.rollouts import Writer
 from specalign.training.rows import Layout, Row, lay_out
@@ -41,6 +41,7 @@ def train(config: TrainConfig, materials: Materials, validation: Validation | No
 
     ``validation`` is what the runs of a command share; None: this run's own.
     """
+    config = completed(config)
     path = config.output
     stamp = provenance.stamp(str(materials.device))
     if distributed.rank() == 0:
@@ -98,7 +99,7 @@ def spent(run: Run) -> float:
 def step(run: Run) -> StepReport:
     """One optimiser step over ``batch * accumulation`` prompts."""
     config, position = run.config.optimiser, run.position
-    lr = rate(planned_share(run), config)
+    lr = rate(position.step + 1, planned_share(run), config)
     for group in run.optimiser.param_groups:
         group["lr"] = lr
     world, rank = distributed.world_size(), distributed.rank()
@@ -175,7 +176,7 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[L
     loss_sum, scored = 0.0, []
     for group, layout, mask in zip(groups, layouts, masks, strict=True):
         known = teacher_states_of(run, group, layout)
-        with autocast(run):
+        with autocast(run), recomputing(run.pair.student):
             chunk_tokens = run.config.objective.chunk_tokens
             losses = per_token_loss(
                 run.pair,

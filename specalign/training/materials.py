@@ -151,7 +151,7 @@ class Materials:
             chosen["encoder"] = self._layers(config, "encoder", config.n_encoder_layers)
         chosen["decoder"] = config.layers or self._layers(config, "decoder", config.n_layers)
         student = slice_layers(self.teacher, chosen["decoder"], chosen.get("encoder")).float()
-        if config.start == "aligned":
+        if config.start != "slice":
             self.responses("train")
             with main_process_first():
                 self._refit(student, chosen, config)

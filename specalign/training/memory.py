@@ -1,4 +1,4 @@
-"""Running out of memory, answered with the numbers of the recipe to change."""
+"""Less memory for activations, and running out of memory, answered with the numbers of the recipe to change."""
 
 from __future__ import annotations
 
@@ -7,11 +7,30 @@ from contextlib import contextmanager
 from typing import Literal
 
 import torch
+from transformers import PreTrainedModel
 
 from specalign.errors import UserError
 from specalign.training.config import TrainConfig
 
 Phase = Literal["rollout", "update"]
+
+
+@contextmanager
+def recomputing(student: PreTrainedModel) -> Iterator[None]:
+    """Layers for which ``gradient_checkpointing_enable`` was called keep their inputs alone inside the block.
+
+    transformers does so in training mode alone. The layers are in it here, what is inside them is not: a student
+    trains without dropout, with or without this.
+    """
+    layers = [module for module in student.modules() if getattr(module, "gradient_checkpointing", False)]
+    before = [layer.training for layer in layers]
+    for layer in layers:
+        layer.training = True
+    try:
+        yield
+    finally:
+        for layer, training in zip(layers, before, strict=True):
+            layer.training = training
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""AdamW, its parameter groups, and the learning rate as a function of the share of the budget that is spent."""
+"""AdamW, its parameter groups, and the learning rate as a function of the step and the share of the budget spent."""
 
 from __future__ import annotations
 
@@ -92,13 +92,15 @@ def parameter_names(optimiser: torch.optim.Optimizer) -> list[str]:
     return [name for group in optimiser.param_groups for name in group["names"]]
 
 
-def rate(spent: float, config: OptimiserConfig) -> float:
-    """The learning rate when the share ``spent`` (0..1) of the budget is spent: linear warm-up, then cosine."""
-    spent = min(max(spent, 0.0), 1.0)
-    if spent < config.warmup:
-        return config.lr * spent / config.warmup
-    phase = (spent - config.warmup) / (1 - config.warmup)
-    return config.lr * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * phase)))
+def rate(step: int, spent: float, config: OptimiserConfig) -> float:
+    """The learning rate of the ``step``-th step (from 1) when the share ``spent`` (0..1) of the budget is spent.
+
+    lr * min(1, step / warmup_steps) * (f + (1 - f) * (1 + cos(pi * spent)) / 2) with f = final_lr: a linear warm-up
+    whose length does not depend on the budget's, so that a short run takes the first steps of a long one, and a cosine.
+    """
+    rising = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
+    falling = 0.5 * (1 + math.cos(math.pi * min(max(spent, 0.0), 1.0)))
+    return config.lr * rising * (config.final_lr + (1 - config.final_lr) * falling)
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float) -> Tensor:

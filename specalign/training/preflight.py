@@ -121,7 +121,7 @@ def _method(config: TrainConfig) -> str:
         return "takes no step"
     build_objective(config.objective)
     weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
-    return f"{weights} on responses by: {config.rollout.source.replace('_', ' ')}"
+    return f"{weights} on responses by: {(config.rollout.source or '').replace('_', ' ')}"
 
 
 def _memory(config: TrainConfig) -> str | Caution:

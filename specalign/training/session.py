@@ -9,7 +9,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from specalign.folders import hold
 from specalign.preflight import require_passed
-from specalign.training.config import TrainConfig, with_prompt
+from specalign.training.config import TrainConfig, check, completed, with_prompt
 from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
 from specalign.training.ending import require_intact
 from specalign.training.folder import is_complete
@@ -24,13 +24,15 @@ def train_all(configs: Sequence[TrainConfig]) -> None:
 
     Raises UserError where another command writes into one of their folders.
     """
+    configs = [with_prompt(completed(config)) for config in configs]
     for config in configs:
+        check(config)
         refuse_plugins(config.optimiser.precision)
     with process_group(configs[0].device), ExitStack() as held:
         if rank() == 0:
             for config in configs:
                 held.enter_context(hold(config.output, "specalign-train"))
-        _train_all([with_prompt(config) for config in configs])
+        _train_all(configs)
 
 
 def _train_all(configs: Sequence[TrainConfig]) -> None:

@@ -14,7 +14,7 @@ from specalign.errors import UserError
 from specalign.losses import LOSSES, Objective, hyper_parameters, objective
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
-from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig, completed
 from specalign.training.materials import Materials
 from specalign.training.optimiser import adamw
 from specalign.training.reuse import TeacherStates
@@ -60,8 +60,11 @@ class Run:
 
 def start_run(config: TrainConfig, materials: Materials, validation: Validation | None = None) -> Run:
     """Everything that the loop needs, at step 0. ``validation`` is laid out here where a caller has none to share."""
+    config = completed(config)
     student = materials.student(config.student)
     if config.optimiser.gradient_checkpointing:
+        if not student.supports_gradient_checkpointing:
+            raise UserError(f"optimiser.gradient_checkpointing: {type(student).__name__} does not support it")
         student.gradient_checkpointing_enable({"use_reentrant": False})
     if config.optimiser.sharded == "weights" and distributed.world_size() > 1:
         shard(student)

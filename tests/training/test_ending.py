@@ -21,7 +21,7 @@ from specalign.training.session import train_all
 
 Tiny = Callable[..., TrainConfig]
 BEST = {"keep": "best", "metric": "alpha"}
-HARMFUL = {"lr": 0.3, "warmup": 0.0}
+HARMFUL = {"lr": 0.3, "warmup_steps": 0}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -1,6 +1,9 @@
-"""Running out of memory names the numbers to change, and nothing else is taken for it."""
+"""Less memory where it is asked for; running out of it names the numbers to change, and nothing else counts as that."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +11,7 @@ import torch
 from specalign.errors import UserError
 from specalign.training import loop, setup
 from specalign.training.config import TrainConfig
-from specalign.training.materials import load_materials
+from specalign.training.materials import Materials, load_materials
 from specalign.training.memory import advice, memory_advice
 
 Tiny = Callable[..., TrainConfig]
@@ -56,3 +59,50 @@ def test_the_most_useful_setting_comes_first(
     tiny: Tiny, optimiser: dict[str, int | bool], expected: str
 ) -> None:
     assert advice(tiny(optimiser=optimiser), "update")[0] == expected
+
+
+def bytes_kept_for_backward(config: TrainConfig, materials: Materials) -> int:
+    """Of a run's step, after what puts a student into other modes: a validation and a rollout."""
+    run = setup.start_run(config, materials)
+    run.validation.score(run.pair)
+    loop.writer(run).write([run.prompts[0].input_ids], 2, None)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loop.step(run)
+    assert not any(module.training for module in run.pair.student.modules())  # no dropout, then or now
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize("model", ["slice", "model of its own"])
+@pytest.mark.parametrize("method", ["sft", "gkd"])
+def test_gradient_checkpointing_keeps_less_for_the_backward_pass(
+    tiny: Callable[..., TrainConfig], tmp_path: Path, model: str, method: str
+) -> None:
+    changes: dict[str, Any] = {"student": {"n_layers": 4}, "optimiser": {"batch": 4, "accumulation": 1}}
+    config = tiny(method, **changes)
+    materials = load_materials(config)
+    if model != "slice":
+        materials.student(config.student).save_pretrained(tmp_path / "student")
+        config = tiny(method, **changes | {"student": {"model": str(tmp_path / "student")}})
+    found = [
+        bytes_kept_for_backward(
+            replace(config, optimiser=replace(config.optimiser, gradient_checkpointing=on)), materials
+        )
+        for on in (False, True)
+    ]
+    assert found[1] < 0.75 * found[0]
+
+
+def test_a_model_without_gradient_checkpointing_is_named(
+    tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("sft", optimiser={"gradient_checkpointing": True})
+    materials = load_materials(config)
+    monkeypatch.setattr(type(materials.teacher), "supports_gradient_checkpointing", False)
+    with pytest.raises(UserError, match="gradient_checkpointing: LlamaForCausalLM does not support it"):
+        setup.start_run(config, materials)

@@ -1,5 +1,6 @@
 """Recipes: precedence, presets, and every shipped file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,16 @@ import torch
 from specalign.errors import UserError
 from specalign.training import materials
 from specalign.training.cli import configs
-from specalign.training.config import PRESETS, TrainConfig, check, resolve
+from specalign.training.config import (
+    PRESETS,
+    RATES,
+    RolloutConfig,
+    Start,
+    TrainConfig,
+    check,
+    completed,
+    with_prompt,
+)
 from specalign.training.setup import build_objective
 
 RECIPES = sorted((Path(__file__).parents[2] / "training").glob("*.toml"))
@@ -114,7 +124,7 @@ def test_compare_gives_each_method_its_preset_and_folder() -> None:
 
 @pytest.mark.parametrize("method", PRESETS)
 def test_presets_are_valid(method: str) -> None:
-    config = resolve(TrainConfig(), None, method)
+    config = completed(TrainConfig(method=method))  # type: ignore[arg-type]
     check(config)
     build_objective(config.objective)
 
@@ -210,3 +220,39 @@ def test_arms_share_what_is_loaded_once(tmp_path: Path) -> None:
 def test_a_place_for_states_needs_states() -> None:
     with pytest.raises(UserError, match=r"teacher\.reuse_states keeps them: set that too"):
         configs(["--teacher.reuse-on-disk"])
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_config_from_python_is_the_one_of_the_command_line(method: str) -> None:
+    """Whatever was a config's method before; and what is set explicitly stays, be it a default of another method."""
+    (expected,) = configs(["--method", method])
+    made = with_prompt(completed(TrainConfig(method=method)))  # type: ignore[arg-type]
+    assert replace(made, recipe=None) == expected
+    other = replace(TrainConfig(method="gkd"), method=method)  # type: ignore[arg-type]
+    assert with_prompt(completed(other)) == expected
+    assert completed(expected) == expected
+    if method in ("sft", "seqkd"):
+        explicit = replace(TrainConfig(method=method), rollout=RolloutConfig(source="student"))  # type: ignore[arg-type]
+        assert completed(explicit).rollout.source == "student"
+        assert completed(explicit).objective.weights == {"cross_entropy": 1.0}
+
+
+def test_an_unknown_method_from_python_is_named() -> None:
+    with pytest.raises(UserError, match=r"unknown method 'gdk'; did you mean 'gkd'\?"):
+        completed(TrainConfig(method="gdk"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("words", "start"),
+    [
+        ([], "aligned slice"),
+        (["--student.draft-vocabulary", "4096"], "aligned slice"),
+        (["--student.start", "slice"], "bare slice"),
+        (["--student.model", "x/y"], "trained model"),
+    ],
+)
+def test_the_rate_is_the_starts_unless_one_is_given(words: list[str], start: Start) -> None:
+    (config,) = configs(words)
+    assert config.optimiser.lr == RATES[start]
+    (config,) = configs([*words, "--optimiser.lr", "0.5"])
+    assert config.optimiser.lr == 0.5
