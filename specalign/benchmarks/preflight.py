@@ -13,7 +13,7 @@ from specalign.data.turns import end_of_turn
 from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
 from specalign.models import preflight as models
-from specalign.models.load import BITS, require_bitsandbytes, resolve_device, resolve_dtype
+from specalign.models.load import BITS, check_weights, require_bitsandbytes, resolve_device, resolve_dtype
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
 from specalign.preflight import Caution, Check, Finding, examine
 
@@ -32,6 +32,7 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
         ("device", lambda: str(resolve_device(config.device))),
         ("verification rule", lambda: _rule(config)),
         ("target", lambda: models.describe(target())),
+        *_weights_check(config, "weights", config.target.model),
         ("vocabulary", lambda: models.check_width(target())),
         (
             "end of text",
@@ -57,6 +58,14 @@ def _drafter(name: str, path: str) -> models.Outline:
         raise UserError(f"drafter {name!r}: {error}") from None
 
 
+def _weights_check(config: BenchConfig, what: str, model: str) -> list[Check]:
+    """The headers of the files that this process will load; a server loads its own."""
+    if config.engine.name != "own":
+        return []
+    remote = config.target.trust_remote_code
+    return [(what, lambda: check_weights(model, trust_remote_code=remote))]
+
+
 def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outlined) -> list[Check]:
     def same_ids() -> str:
         ours, theirs = drafter(), target()
@@ -70,6 +79,7 @@ def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: O
 
     return [
         (name, lambda: models.describe(drafter())),
+        *_weights_check(config, f"{name}: weights", named_drafters(config)[name]),
         (f"{name}: same kind", lambda: models.check_same_kind(drafter(), target())),
         (f"{name}: same token ids", same_ids),
         (f"{name}: vocabulary", lambda: models.check_width(drafter())),

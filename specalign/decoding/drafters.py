@@ -29,6 +29,8 @@ class Draft:
     """Proposed tokens of each row, at most n."""
     q: Tensor | None
     """[B, n, V]: what each was sampled from; None where all were certain (one-hot), as in greedy decoding."""
+    peaks: Tensor | None = None
+    """[B, n] the drafting model's largest logit before each, NaN where any is; None where no model drafts."""
 
 
 class Drafting(Protocol):
@@ -153,12 +155,14 @@ class _ModelDrafting:
             return nothing(len(sequences), self.session.model.device)
         pending = self._pending(sequences)
         ids: list[Tensor] = []
+        peaks: list[Tensor] = []
         distributions: list[Tensor] = []
         while True:
             logits = self.session.extend(pending)[:, -1]
             q = None if self.sampling.greedy else self._distribution(logits)
             pending = (self._likeliest(logits) if q is None else sample(q, generator)).unsqueeze(1)
             ids.append(pending)
+            peaks.append(logits.amax(-1))
             if q is not None:
                 distributions.append(q)
             if self.lengths:
@@ -166,7 +170,8 @@ class _ModelDrafting:
             if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
-        return Draft(torch.cat(ids, 1), counts, torch.stack(distributions, 1) if distributions else None)
+        q = torch.stack(distributions, 1) if distributions else None
+        return Draft(torch.cat(ids, 1), counts, q, torch.stack(peaks, 1))
 
     def promise(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[float]:
         """By the mean acceptance so far: what a token will be trusted with is known once it is drafted."""
@@ -182,9 +187,9 @@ class _ModelDrafting:
     def _confidence(self, logits: Tensor, q: Tensor | None, ids: Tensor) -> list[float]:
         """The drafter's probability of each row's token [B, 1]; at temperature 1 where decoding is greedy."""
         if q is None:
-            likeliest: list[float] = logits.float().softmax(-1).amax(-1).tolist()
+            likeliest: list[float] = logits.float().softmax(-1).amax(-1).nan_to_num().tolist()
             return likeliest
-        drawn: list[float] = q.gather(-1, ids).squeeze(-1).tolist()
+        drawn: list[float] = q.gather(-1, ids).squeeze(-1).nan_to_num().tolist()
         return drawn
 
     def keep(self, rows: Sequence[int]) -> None:

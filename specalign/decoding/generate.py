@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.decoding.clock import Clock
-from specalign.decoding.drafters import Drafter, Drafting, Undrafted
+from specalign.decoding.drafters import Drafter, Drafting, ModelDrafter, Undrafted
 from specalign.decoding.judge import Judge
+from specalign.decoding.probe import require_decodable
 from specalign.decoding.records import Generation, Row, StepMarks, emit, merged, timed
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, decoder_sequences, rooms
@@ -24,6 +25,7 @@ from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.decoding.transfer import to_device
 from specalign.decoding.verification import RULES
 from specalign.errors import unknown
+from specalign.models.probe import name_of
 from specalign.models.properties import eos_ids, require_unscaled
 
 TokenIds = Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
@@ -146,6 +148,11 @@ def _prepared(
         raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
     if isinstance(target, Stepper) and head_ids is not None:
         raise ValueError("a Stepper has its head already: head_ids restricts a model's")
+    require_decodable(target.model if isinstance(target, Stepper) else target)
+    names = f"the target, {name_of(target.model if isinstance(target, Stepper) else target)}", "the drafter"
+    if isinstance(drafter, ModelDrafter):
+        require_decodable(drafter.model)
+        names = names[0], f"the drafter, {name_of(drafter.model)}"
     stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
     if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")
@@ -153,7 +160,7 @@ def _prepared(
         raise ValueError("written is for an encoder-decoder model that decodes plainly")
     return stepper, _Settings(
         gamma if drafter else 0,
-        Judge(Sampling(temperature, top_k, top_p), RULES[rule], generator, margins),
+        Judge(Sampling(temperature, top_k, top_p), RULES[rule], generator, margins, names),
         max_new_tokens,
         frozenset(eos_ids(stepper.model) if eos is None else eos),
         written,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,8 @@ from specalign.decoding.drafters import Draft
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.transfer import to_device
 from specalign.decoding.verification import Rule, greedy
+from specalign.errors import UserError
+from specalign.models.probe import not_finite
 
 
 @dataclass(frozen=True)
@@ -35,21 +38,36 @@ class Judge:
     rule: Rule
     generator: torch.Generator | None
     margins: bool = False
+    names: tuple[str, str] = ("the target", "the drafter")
+    """What errors call the two."""
 
     def __call__(self, logits: Tensor, draft: Draft, head_ids: Tensor | None = None) -> list[Outcome]:
-        """Outcome of each row, of logits [B, n + 1, V] and a draft of n tokens; one read from the device."""
+        """Outcome of each row, of logits [B, n + 1, V] and a draft of n tokens; one read from the device.
+
+        Raises UserError where the target's logits or those that the draft was made from are no numbers.
+        """
         accepted, following, overlap = self._decide(logits, draft)
         if head_ids is not None:
             following = head_ids[following]
-        columns = [accepted.unsqueeze(1), following.unsqueeze(1), draft.ids, overlap]
+        peaks = logits.amax(-1).amax(-1, keepdim=True), _peaks_of(draft)
+        columns = [*peaks, accepted.unsqueeze(1), following.unsqueeze(1), draft.ids, overlap]
         if self.margins:
             best = logits.float().topk(2, dim=-1).values
             columns.append(best[..., 0] - best[..., 1])
         # float32 holds every token id below 2 ** 24
         table = torch.cat([column.float() for column in columns], 1).tolist()
+        self._require_numbers(table, logits, draft)
         return [
-            _outcome(line, draft.ids.shape[1], count) for line, count in zip(table, draft.counts, strict=True)
+            _outcome(line[2:], draft.ids.shape[1], count)
+            for line, count in zip(table, draft.counts, strict=True)
         ]
+
+    def _require_numbers(self, table: list[list[float]], logits: Tensor, draft: Draft) -> None:
+        """A NaN would become token 0, or any token: it must not."""
+        dtypes = logits.dtype, logits.dtype if draft.peaks is None else draft.peaks.dtype
+        for place, (name, dtype) in enumerate(zip(self.names, dtypes, strict=True)):
+            if not all(math.isfinite(line[place]) for line in table):
+                raise UserError(not_finite(name, dtype))
 
     def _decide(self, logits: Tensor, draft: Draft) -> tuple[Tensor, Tensor, Tensor]:
         """Accepted tokens [B], the target's own next token [B], overlaps [B, n]."""
@@ -70,6 +88,13 @@ class Judge:
         q = functional.one_hot(draft.ids, p.shape[-1]).to(p.dtype) if draft.q is None else draft.q
         accepted, own = self.rule(p, q, draft.ids, self.generator, counts=counts)
         return accepted, own, torch.minimum(p[:, :n], q).sum(-1)
+
+
+def _peaks_of(draft: Draft) -> Tensor:
+    """[B, 1] the drafter's largest logit of the step, NaN where any is; 0 where no model drafted."""
+    if draft.peaks is None or not draft.peaks.shape[1]:
+        return torch.zeros(len(draft.counts), 1, device=draft.ids.device)
+    return draft.peaks.amax(-1, keepdim=True)
 
 
 def _outcome(line: list[float], n: int, count: int) -> Outcome:

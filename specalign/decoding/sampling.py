@@ -49,13 +49,13 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 def sample(p: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """One index a row of p [..., V], which need not be normalised, by inverse CDF in float64. Returns [...].
 
-    A token of probability 0 is never drawn.
+    A token of probability 0 is never drawn; of NaN, an id that means nothing.
     """
     cdf = p.double().cumsum(-1)
     total = cdf[..., -1:]
     uniform = torch.rand(total.shape, dtype=torch.float64, device=p.device, generator=generator)
     point = torch.minimum(uniform * total, torch.nextafter(total, torch.zeros_like(total)))
-    return torch.searchsorted(cdf, point, right=True).squeeze(-1)
+    return torch.searchsorted(cdf, point, right=True).squeeze(-1).clamp(max=p.shape[-1] - 1)
 
 
 def _nucleus(p: Tensor, top_p: float) -> Tensor:

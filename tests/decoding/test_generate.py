@@ -22,6 +22,7 @@ from specalign.decoding import (
     SuffixLookup,
     generate,
 )
+from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
 from specalign.models.tiny import FAMILIES
 
@@ -224,6 +225,7 @@ def test_sampling_depends_on_the_generator_alone(build: Build) -> None:
 
 def test_prompts_that_begin_each_other_share_one_prefill(build: Build) -> None:
     target = build("llama")
+    require_decodable(target)
     forks = [PROMPTS[0][:n] for n in (7, 3, 5)] + [PROMPTS[1]]
     seen: list[tuple[int, ...]] = []
     hook = target.model.embed_tokens.register_forward_hook(
@@ -253,6 +255,7 @@ def test_an_encoder_decoder_model_goes_on_from_what_is_written(
     """Of each row another length, also nothing; equal prompts share one encoder pass."""
     target = copy.deepcopy(build("t5"))
     target.set_attn_implementation(attention)
+    require_decodable(target)
     prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0], PROMPTS[3]]
     written = [[7, 30, 8], [], [12], [5, 9, 31, 7, 3]]
     seen: list[int] = []

@@ -92,7 +92,7 @@ def test_the_outcome_is_read_once(sampling: Sampling, n: int, monkeypatch: pytes
     q = torch.softmax(torch.randn(5, n, 7), -1)
     draft = Draft(torch.zeros(5, n, dtype=torch.long), [n, 1, 0, n, n][:5] if n else [0] * 5, q)
     Judge(sampling, RULES["token"], None, margins=True)(torch.randn(5, n + 1, 7), draft)
-    assert reads == [(5, 2 + 2 * n + n + 1)]
+    assert reads == [(5, 4 + 2 * n + n + 1)]
 
 
 def test_the_read_itself_and_any_other_is_noticed(fake: FakeTensorMode) -> None:

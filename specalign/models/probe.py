@@ -1,0 +1,105 @@
+"""Whether a model computes here what its own class computes: tried on a few tokens, for every family to come.
+
+Training and scoring read the decoder's hidden states and apply the head themselves
+(:func:`specalign.models.heads.hidden_states`). A family with something between or behind the two, a bias on the
+logits for instance, would be trained and decoded wrongly without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from specalign.errors import UserError
+from specalign.models.heads import head_of, hidden_states
+from specalign.models.properties import decoder_start_id
+
+N_TOKENS = 6
+TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+"""Of the largest logit: what the same sums in another order may differ by."""
+
+
+@torch.inference_mode()
+def require_own_logits(who: str, model: PreTrainedModel) -> None:
+    """Raise UserError unless our forward pass, head included, gives the model's own logits, and they are numbers.
+
+    One call of each on six tokens. ``who`` is what the error calls the model.
+    """
+    ids = probe_ids(model)
+    inputs = {"input_ids": ids}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = decoder_probe_ids(model)
+    own = own_logits(who, model, **inputs)
+    ours = attempted(who, model, lambda: head_of(model)(hidden_states(model, **inputs)))
+    require_same(who, model, ours, own, TOLERANCE.get(own.dtype, 2e-2))
+
+
+def probe_ids(model: PreTrainedModel) -> Tensor:
+    """[1, 6] ids that are spread over the vocabulary."""
+    width = model.config.get_text_config().vocab_size
+    places = [(place + 1) * width // (N_TOKENS + 1) for place in range(N_TOKENS)]
+    return torch.tensor([places], device=model.device)
+
+
+def decoder_probe_ids(model: PreTrainedModel) -> Tensor:
+    """[1, 6] the decoder's start and some ids."""
+    return torch.cat(
+        [torch.full_like(probe_ids(model)[:, :1], decoder_start_id(model)), probe_ids(model)[:, 1:]], 1
+    )
+
+
+def own_logits(who: str, model: PreTrainedModel, **inputs: Any) -> Tensor:
+    """What the model's own class computes [B, T, V]. Raises UserError where it fails, or gives no numbers."""
+    logits = attempted(who, model, lambda: model(**inputs, use_cache=False).logits)
+    if not bool(logits.amax(-1).isfinite().all()):
+        raise UserError(not_finite(who, logits.dtype))
+    return logits
+
+
+def name_of(model: PreTrainedModel) -> str:
+    """What to call a model that was loaded elsewhere: its class, and its folder where it has one."""
+    folder = model.config._name_or_path
+    return type(model).__name__ + (f" of {folder!r}" if folder else "")
+
+
+def not_finite(who: str, dtype: torch.dtype) -> str:
+    """The line for a model whose logits are NaN or infinite."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    remedy = "; its numbers overflow in half precision: load it in float32 or bfloat16" if half else ""
+    return f"{who}: its logits are no finite numbers (NaN or infinity) in {str(dtype)[6:]}{remedy}"
+
+
+def attempted(who: str, model: PreTrainedModel, compute: Callable[[], Tensor]) -> Tensor:
+    """What ``compute`` gives; UserError with the model's class where its architecture does not allow that."""
+    try:
+        return compute()
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever a foreign architecture raises where ours expects something else
+        lines = str(error).strip().splitlines() or [""]
+        raise UserError(f"{_unsupported(who, model)}: {type(error).__name__}: {lines[0]}") from error
+
+
+def require_same(who: str, model: PreTrainedModel, ours: Tensor, own: Tensor, tolerance: float) -> None:
+    """Raise UserError where most positions' logits [B, T, V] differ by more than ``tolerance`` of the largest.
+
+    Most, not any: a router that rounding tips over sends single tokens elsewhere.
+    """
+    if ours.shape != own.shape:
+        raise UserError(
+            f"{_unsupported(who, model)}: logits of shape {list(ours.shape)}, not {list(own.shape)}"
+        )
+    ours, own = (tensor.float().nan_to_num(nan=1e30, neginf=0.0) for tensor in (ours, own))
+    gaps = (ours - own).abs().amax(-1) / own.abs().amax(-1).clamp(min=1e-30)
+    if float(gaps.median()) > tolerance:
+        raise UserError(
+            f"{_unsupported(who, model)}: its own logits differ from ours by {float(gaps.median()):.0%} of the largest"
+        )
+
+
+def _unsupported(who: str, model: PreTrainedModel) -> str:
+    return f"{who}: {type(model).__name__} is not supported by specalign"
