@@ -17,6 +17,7 @@ from specalign.data import Columns, Prompt, encode_prompts, load_examples
 from specalign.data.sources import has_splits, split_note
 from specalign.data.turns import end_of_turn
 from specalign.decoding import WITHOUT_MODEL, Drafter, ModelDrafter, Stepper, make_stepper
+from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
 from specalign.files import file_sha256
@@ -80,7 +81,7 @@ def load_suite(config: BenchConfig) -> Suite:
             infos.append(_drafter_info(name, path, model, vocabulary))
             bar.advance()
     info = _model_info(TARGET, config.target.model, target)
-    for model in (target, *(each.model for each in drafters.values() if isinstance(each, ModelDrafter))):
+    for model in (target, *(model for drafter in drafters.values() for model in drafting_models(drafter))):
         require_decodable(model)  # said before anything is compiled
     stepper, drafters = make_ready(config.decoding, target, drafters, prompts, composed=bool(config.compose))
     return Suite(stepper, tokenizer, drafters, prompts, info, infos)

@@ -29,8 +29,8 @@ class Draft:
     """Proposed tokens of each row, at most n."""
     q: Tensor | None
     """[B, n, V]: what each was sampled from; None where all were certain (one-hot), as in greedy decoding."""
-    peaks: Tensor | None = None
-    """[B, n] the drafting model's largest logit before each, NaN where any is; None where no model drafts."""
+    peak: Tensor | None = None
+    """[B] the largest of the drafting model's logits, NaN where any of them is; None where no model drafts."""
 
 
 class Drafting(Protocol):
@@ -171,7 +171,7 @@ class _ModelDrafting:
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
         q = torch.stack(distributions, 1) if distributions else None
-        return Draft(torch.cat(ids, 1), counts, q, torch.stack(peaks, 1))
+        return Draft(torch.cat(ids, 1), counts, q, torch.stack(peaks).amax(0))
 
     def promise(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[float]:
         """By the mean acceptance so far: what a token will be trusted with is known once it is drafted."""

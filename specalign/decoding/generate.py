@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.decoding.clock import Clock
-from specalign.decoding.drafters import Drafter, Drafting, ModelDrafter, Undrafted
+from specalign.decoding.drafters import Drafter, Drafting, Undrafted
+from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.judge import Judge
 from specalign.decoding.probe import require_decodable
 from specalign.decoding.records import Generation, Row, StepMarks, emit, merged, timed
@@ -149,10 +150,13 @@ def _prepared(
     if isinstance(target, Stepper) and head_ids is not None:
         raise ValueError("a Stepper has its head already: head_ids restricts a model's")
     require_decodable(target.model if isinstance(target, Stepper) else target)
-    names = f"the target, {name_of(target.model if isinstance(target, Stepper) else target)}", "the drafter"
-    if isinstance(drafter, ModelDrafter):
-        require_decodable(drafter.model)
-        names = names[0], f"the drafter, {name_of(drafter.model)}"
+    models = drafting_models(drafter)
+    for model in models:
+        require_decodable(model)
+    names = (
+        f"the target, {name_of(target.model if isinstance(target, Stepper) else target)}",
+        f"the drafter, {' or '.join(map(name_of, models))}",
+    )
     stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
     if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")

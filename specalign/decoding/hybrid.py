@@ -10,9 +10,10 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
-from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper, nothing
+from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper, ModelDrafter, nothing
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import Stepper
@@ -72,6 +73,13 @@ class Hybrid:
         return _HybridDrafting(able, len(prompts), target.model.device) if able else started[0]
 
 
+def drafting_models(drafter: Drafter | None) -> list[PreTrainedModel]:
+    """The models that a drafter calls."""
+    if isinstance(drafter, Hybrid):
+        return [model for part in drafter.parts for model in drafting_models(part)]
+    return [drafter.model] if isinstance(drafter, ModelDrafter) else []
+
+
 class _HybridDrafting:
     """One request of a Hybrid."""
 
@@ -123,7 +131,8 @@ def _merged(drafts: Sequence[Draft]) -> Draft:
         ids[rows, :n] = draft.ids[rows]
         if distributions is not None:
             distributions[rows, :n] = _q(draft, n_ids)[rows].to(distributions.dtype)
-    return Draft(ids, counts, distributions)
+    peaks = [draft.peak.float() for draft in full if draft.peak is not None]
+    return Draft(ids, counts, distributions, torch.stack(peaks).amax(0) if peaks else None)
 
 
 def _q(draft: Draft, n_ids: int) -> Tensor:

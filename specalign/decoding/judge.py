@@ -49,7 +49,7 @@ class Judge:
         accepted, following, overlap = self._decide(logits, draft)
         if head_ids is not None:
             following = head_ids[following]
-        peaks = logits.amax(-1).amax(-1, keepdim=True), _peaks_of(draft)
+        peaks = logits.amax(-1).amax(-1, keepdim=True), _peak_of(draft)
         columns = [*peaks, accepted.unsqueeze(1), following.unsqueeze(1), draft.ids, overlap]
         if self.margins:
             best = logits.float().topk(2, dim=-1).values
@@ -64,7 +64,7 @@ class Judge:
 
     def _require_numbers(self, table: list[list[float]], logits: Tensor, draft: Draft) -> None:
         """A NaN would become token 0, or any token: it must not."""
-        dtypes = logits.dtype, logits.dtype if draft.peaks is None else draft.peaks.dtype
+        dtypes = logits.dtype, logits.dtype if draft.peak is None else draft.peak.dtype
         for place, (name, dtype) in enumerate(zip(self.names, dtypes, strict=True)):
             if not all(math.isfinite(line[place]) for line in table):
                 raise UserError(not_finite(name, dtype))
@@ -90,11 +90,11 @@ class Judge:
         return accepted, own, torch.minimum(p[:, :n], q).sum(-1)
 
 
-def _peaks_of(draft: Draft) -> Tensor:
+def _peak_of(draft: Draft) -> Tensor:
     """[B, 1] the drafter's largest logit of the step, NaN where any is; 0 where no model drafted."""
-    if draft.peaks is None or not draft.peaks.shape[1]:
+    if draft.peak is None:
         return torch.zeros(len(draft.counts), 1, device=draft.ids.device)
-    return draft.peaks.amax(-1, keepdim=True)
+    return draft.peak.unsqueeze(1)
 
 
 def _outcome(line: list[float], n: int, count: int) -> Outcome:

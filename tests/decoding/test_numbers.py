@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from specalign.decoding import Adaptive, ModelDrafter, PromptLookup, generate
+from specalign.decoding import DraftCosts, ModelDrafter, PromptLookup, generate
 from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
 from specalign.models.tiny import make_model
@@ -38,9 +38,9 @@ def test_a_target_of_no_numbers_is_named(build: Build, temperature: float, value
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("adaptive", [None, Adaptive(0.1)])
+@pytest.mark.parametrize("adaptive", [None, DraftCosts(0.1)])
 def test_a_drafter_of_no_numbers_is_named(
-    build: Build, temperature: float, value: float, adaptive: Adaptive | None
+    build: Build, temperature: float, value: float, adaptive: DraftCosts | None
 ) -> None:
     drafter = ModelDrafter(broken(value, 1), adaptive=adaptive)
     with pytest.raises(UserError, match=r"the drafter, LlamaForCausalLM: its logits are no finite numbers"):
