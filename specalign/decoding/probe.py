@@ -19,6 +19,8 @@ from specalign.models.probe import attempted, decoder_probe_ids, name_of, own_lo
 
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 0.1}
 """Of the largest logit: other kernels, the same mathematics."""
+STEPPED = 5
+"""Tokens that steps feed each row."""
 QUANTISED = 0.25
 """Where activations are quantised call by call."""
 
@@ -46,28 +48,27 @@ def require_decodable(model: PreTrainedModel) -> None:
 
 
 def _rows(model: PreTrainedModel) -> list[list[int]]:
-    """Two rows of six and four tokens; an encoder-decoder model's grow alike, one is enough."""
+    """Two rows of eight and six tokens; an encoder-decoder model's grow alike, one is enough."""
     (row,) = probe_ids(model).tolist()
-    return [row] if model.config.is_encoder_decoder else [row, row[::-1][:4]]
+    return [row] if model.config.is_encoder_decoder else [row, row[::-1][:6]]
 
 
 def _own(who: str, model: PreTrainedModel) -> Tensor:
-    """The logits [B, 3, V] after the last three tokens of each row, without a cache."""
+    """The logits [B, 5, V] after the tokens that steps are fed, without a cache."""
     if model.config.is_encoder_decoder:
-        return own_logits(who, model, input_ids=probe_ids(model), decoder_input_ids=decoder_probe_ids(model))[
-            :, :3
-        ]
+        read = decoder_probe_ids(model)[:, :STEPPED]
+        return own_logits(who, model, input_ids=probe_ids(model), decoder_input_ids=read)
     rows = [torch.tensor([row], device=model.device) for row in _rows(model)]
-    return torch.cat([own_logits(who, model, input_ids=row)[:, -3:] for row in rows])
+    return torch.cat([own_logits(who, model, input_ids=row)[:, -STEPPED:] for row in rows])
 
 
 def _stepped(model: PreTrainedModel) -> Tensor:
-    """The same by the engine: a prefill, and a step of two tokens and one of one."""
+    """The same by the engine: a prefill, two steps of two tokens and one of one."""
     rows = _rows(model)
     stepper = Stepper(model, head_of(model))
     if model.config.is_encoder_decoder:
-        session, fed = Session.start(stepper, rows, 4), decoder_probe_ids(model)[:, :3]
+        session, fed = Session.start(stepper, rows, STEPPED + 1), decoder_probe_ids(model)[:, :STEPPED]
     else:
-        session = Session.start(stepper, [row[:-2] for row in rows], 4)
-        fed = torch.tensor([row[-3:] for row in rows], device=model.device)
-    return torch.cat([session.extend(fed[:, :2]), session.extend(fed[:, 2:])], 1)
+        session = Session.start(stepper, [row[: 1 - STEPPED] for row in rows], STEPPED + 1)
+        fed = torch.tensor([row[-STEPPED:] for row in rows], device=model.device)
+    return torch.cat([session.extend(part) for part in fed.split(2, 1)], 1)

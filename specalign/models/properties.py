@@ -98,10 +98,14 @@ def require_unscaled(model: PreTrainedModel, n_tokens: int) -> None:
 
 
 def tower_layers(model: PreTrainedModel, tower: Tower) -> nn.ModuleList:
-    """The transformer blocks of one stack."""
+    """The transformer blocks of one stack: its longest list of modules. Raises UserError where it has none."""
     stack = model.get_decoder() if tower == "decoder" else model.get_encoder()
-    layers = getattr(stack, "layers", None)
-    return layers if layers is not None else stack.block
+    lists = [child for child in stack.children() if isinstance(child, nn.ModuleList)]
+    if not lists:
+        raise UserError(
+            f"{type(model).__name__} is not supported by specalign: its {tower} has no list of layers"
+        )
+    return max(lists, key=len)
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:

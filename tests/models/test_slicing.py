@@ -401,7 +401,7 @@ def test_influence_of_an_encoder() -> None:
     ],
 )
 def test_layers_that_end_in_another_way_are_refused(teacher: Callable[[], PreTrainedModel]) -> None:
-    model = teacher().double().eval()
+    model = teacher().eval()
     student = slice_layers(model, (0, 4))
     with pytest.raises(UserError, match='use start = "slice"'):
         align_slice(student, model, (0, 4), batches())

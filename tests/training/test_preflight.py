@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import T5Config
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import T5Config, T5ForConditionalGeneration
 
 from specalign.errors import UserError
 from specalign.preflight import Finding
@@ -46,9 +48,16 @@ def test_arms_with_other_students_are_all_checked(tiny: Tiny) -> None:
     assert [finding.check for finding in checks].count("method gkd") == 1
 
 
-def test_no_weights_are_needed(tiny: Tiny, teacher_folder: Path, tmp_path: Path) -> None:
-    shutil.copytree(teacher_folder, tmp_path / "outline", ignore=shutil.ignore_patterns("*.safetensors"))
-    assert not failures(tiny(teacher={"model": str(tmp_path / "outline")}))
+def test_no_weight_is_read_but_their_headers_are(tiny: Tiny, teacher_folder: Path, tmp_path: Path) -> None:
+    """Weights that are all NaN would stop a run, and a file that is cut does so here."""
+    shutil.copytree(teacher_folder, tmp_path / "outline")
+    path = tmp_path / "outline" / "model.safetensors"
+    weights = {name: torch.full_like(tensor, torch.nan) for name, tensor in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
+    config = tiny(teacher={"model": str(tmp_path / "outline")})
+    assert not failures(config)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "model.safetensors" in failures(config)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +92,8 @@ def test_an_encoder_decoder_teacher_passes(tiny: Tiny, teacher_folder: Path, tmp
     )
     shutil.copy(teacher_folder / "tokenizer_config.json", tmp_path / "t5")
     sizes: dict[str, Any] = {"vocab_size": 64, "d_model": 8, "d_kv": 8, "d_ff": 8, "num_layers": 3}
-    T5Config(**sizes | {"num_heads": 1, "decoder_start_token_id": 0}).save_pretrained(tmp_path / "t5")
+    config = T5Config(**sizes | {"num_heads": 1, "decoder_start_token_id": 0})
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path / "t5")
     teacher = {"model": str(tmp_path / "t5")}
     assert not failures(tiny("gkd", teacher=teacher))
     served = failures(tiny("gkd", teacher=teacher, engine={"name": "vllm", "endpoint": "http://127.0.0.1:9"}))
