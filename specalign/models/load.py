@@ -189,7 +189,7 @@ def check_weights(name: str, *, trust_remote_code: bool = False) -> str:
 
 def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
     """Whether a model has an encoder, by its config alone."""
-    source = resolve_model(name)
+    source = _found(name)
     with _clear_errors(name):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     return bool(config.is_encoder_decoder)
