@@ -28,7 +28,7 @@ DEPTH = 5
 def hold(folder: Path, program: str) -> Iterator[None]:
     """Be the only command that writes into ``folder``, which is made where it is missing.
 
-    Raises UserError, with who holds it, where another command does. A new folder that stays empty is removed.
+    Raises UserError, with who holds it, where another command does. Where no run begins, no trace is left.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; choose another --output")
@@ -50,8 +50,8 @@ def hold(folder: Path, program: str) -> Iterator[None]:
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
-        if new and is_empty(folder):
-            _remove_empty(folder)
+        if not (folder / FILES).exists() or is_empty(folder):
+            _remove_traces(folder, new=new)
         lock.release()
 
 
@@ -79,9 +79,14 @@ def add_all(paths: Iterable[Path]) -> None:
     """The same for many."""
     new = [path for path in paths if _is_unlisted(path)]
     for path in new:
-        if os.path.lexists(path):
-            raise UserError(f"{path} is there already, and no run wrote it: move it away first")
+        require_ours(path)
     list_written(new)
+
+
+def require_ours(path: Path) -> None:
+    """Raise UserError where ``path`` is there already and no list says that a run wrote it."""
+    if os.path.lexists(path) and (_run_of(path) is None or _is_unlisted(path)):
+        raise UserError(f"{path} is there already, and no run wrote it: move it away first")
 
 
 def list_written(paths: Iterable[Path]) -> None:
@@ -181,9 +186,11 @@ def _holder(folder: Path) -> str:
         return "another command"
 
 
-def _remove_empty(folder: Path) -> None:
+def _remove_traces(folder: Path, *, new: bool) -> None:
+    """Leave a folder in which no run began as it was."""
     with suppress(OSError):
         for name in (FILES, LOCK):
             (folder / name).unlink(missing_ok=True)
         (folder / OURS).rmdir()
-        folder.rmdir()
+        if new:
+            folder.rmdir()

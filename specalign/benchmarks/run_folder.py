@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from specalign import folders
 from specalign.analysis.load_rows import load_rows
 from specalign.analysis.summary import summarise
 from specalign.analysis.verdict import trust_checks
-from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
 from specalign.chain import continued
@@ -21,7 +22,7 @@ from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
 from specalign.preflight import require_passed
-from specalign.probes import PROBES_FILE, Probe, probe_lines, read_probes
+from specalign.probes import PROBES_FILE, Probe, probe_lines, read_probes, require_untouched
 from specalign.provenance import BusyMeter
 from specalign.results import (
     RECORDS_FILE,
@@ -60,12 +61,18 @@ def fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Bench
     """Run, or go on with, the suite of ``config`` in its output folder; returns the complete result.
 
     A complete run of the same config and checkpoints is returned as it is. Raises UserError where the folder
-    holds another run. On Ctrl-C the result is written with status "interrupted" and the rows of what was made,
-    and KeyboardInterrupt goes on.
+    holds another run, or another command writes into it. On Ctrl-C the result is written with status "interrupted"
+    and the rows of what was made, and KeyboardInterrupt goes on.
     """
+    with folders.hold(config.output, "specalign-bench"):
+        return _fill(config, begin)
+
+
+def _fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> BenchmarkResult:
     checkpoints = checkpoint_hashes(config)
     before = _existing(config, checkpoints)
     if before is not None and before.status == "complete":
+        _require_whole(config, before)
         print(f"{config.output} is complete already; --overwrite runs it again")
         return before
     require_passed(findings(config, data=False))
@@ -95,13 +102,12 @@ def append_probes(folder: Path, probes: Sequence[Probe]) -> None:
 def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResult | None:
     """The run in the output folder, if it is the same; None where there is none, or it is to be replaced."""
     folder = config.output
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; choose another --output")
-    if not (folder / RESULT_FILE).exists():
-        if folder.is_dir() and any(folder.iterdir()):
-            raise UserError(f"{folder} exists and holds no benchmark run; choose another --output")
-        return None
     if config.overwrite:
+        folders.removable(folder, inputs(config))
+        return None
+    if not (folder / RESULT_FILE).exists():
+        if not folders.is_empty(folder) and not (folder / folders.FILES).exists():
+            raise UserError(f"{folder} exists and holds no benchmark run; choose another --output")
         return None
     result = read_result(folder)
     table, before_them = as_table(config), as_table(BenchConfig())
@@ -111,9 +117,29 @@ def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResu
     if different:
         raise UserError(
             f"{folder} holds another run (it differs in {', '.join(different)}); "
-            "choose another --output, or --overwrite it"
+            f"{folders.advice(folder, inputs(config))}"
         )
     return result
+
+
+def inputs(config: BenchConfig) -> dict[str, str]:
+    """What the config reads, by option: --overwrite never removes it."""
+    drafters = {f"--drafter {name}": path for name, path in named_drafters(config).items()}
+    suite = str(config.suite) if config.suite else ""
+    return {
+        "--suite": suite,
+        "target.model": config.target.model,
+        "data.source": config.data.source,
+        **drafters,
+    }
+
+
+def _require_whole(config: BenchConfig, result: BenchmarkResult) -> None:
+    """Raise UserError where a run that is called complete has lost its raw files."""
+    try:
+        require_untouched(config.output, result)
+    except UserError as error:
+        raise UserError(f"{error}; {folders.advice(config.output, inputs(config))}") from None
 
 
 def _opening(config: BenchConfig, decoding: Decoding, checkpoints: dict[str, str]) -> BenchmarkResult:
@@ -138,11 +164,17 @@ def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: Benchm
     """Make the folder ready: a new or replaced run starts without records, an interrupted one keeps its own."""
     path = config.output / RECORDS_FILE
     if before is None:
-        config.output.mkdir(parents=True, exist_ok=True)
+        if config.overwrite:
+            folders.clear(config.output, inputs(config))
+        folders.begin(config.output)
+        folders.add_all(config.output / name for name in (RECORDS_FILE, PROBES_FILE))
         path.write_bytes(b"")
         (config.output / PROBES_FILE).write_bytes(b"")
     elif before.provenance.get("prompts_sha256") != result.provenance["prompts_sha256"]:
-        raise UserError(f"{config.output} was begun with other prompts: the data changed; --overwrite it")
+        raise UserError(
+            f"{config.output} was begun with other prompts: the data, the tokenizer or its chat template changed; "
+            f"{folders.advice(config.output, inputs(config))}"
+        )
     else:
         _drop_broken_tail(path)
         _drop_broken_tail(config.output / PROBES_FILE)

@@ -21,6 +21,7 @@ from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_prob
 from specalign.benchmarks.suite import Suite, outline_suite
 from specalign.chain import appending
 from specalign.errors import UserError, unknown
+from specalign.folders import add
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
 from specalign.models.properties import eos_ids
 from specalign.models.vocabulary import OLD_FILE
@@ -186,7 +187,9 @@ def _server(suite: Suite, config: BenchConfig, engine: Engine, kind: Kind) -> It
     arguments = list(engine.arguments)
     if method != TARGET:
         arguments += ["--speculative-config", json.dumps(_speculative(suite, config, method, gamma))]
-    with serving(engine.python, arguments, config.output / f"vllm_{method}_{gamma}.log") as server:
+    log = config.output / f"vllm_{method}_{gamma}.log"
+    add(log)
+    with serving(engine.python, arguments, log) as server:
         yield server
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from specalign import folders
 from specalign.errors import UserError
 from specalign.files import write_text
 from specalign.probes import require_untouched
@@ -65,6 +66,8 @@ def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> 
         lines += ["", f"## Temperature {temperature:g}"]
         for run, result in zip(runs, results, strict=True):
             lines += ["", f"### {escape(run.name)}", "", *comparison(at(result.rows, temperature))]
+    folders.begin(output)
+    folders.require_ours(output / "comparison.md")
     write_text(output / "comparison.md", "\n".join(lines) + "\n")
     return output / "comparison.md"
 

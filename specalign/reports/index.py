@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from specalign.errors import UserError
 from specalign.files import write_text
 from specalign.reports.recommendation import choices, processor
 from specalign.reports.rows import full_name
@@ -38,7 +39,11 @@ def index_text(folder: Path) -> str:
 
 
 def write_index(folder: Path) -> Path:
-    """Write the index into the folder."""
+    """Write the index into the folder. Raises UserError where another README stands there."""
+    path = folder / INDEX_FILE
+    title = INTRODUCTION.splitlines()[0]
+    if path.exists() and not path.read_text(encoding="utf-8", errors="replace").startswith(title):
+        raise UserError(f"{path} is no index of runs: it is not overwritten; move it away first")
     write_text(folder / INDEX_FILE, index_text(folder))
     return folder / INDEX_FILE
 

@@ -103,5 +103,5 @@ def test_a_folder_of_something_else_is_left_alone(bench: Bench, complaint: Compl
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")
     assert "holds no benchmark run" in complaint(bench())
-    assert "holds no benchmark run" in complaint(bench("--overwrite"))
+    assert "no run of specalign listed" in complaint(bench("--overwrite"))
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["thesis.txt"]
