@@ -21,6 +21,7 @@ from specalign.config import as_table
 from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
+from specalign.models.probe import same_fingerprint
 from specalign.preflight import require_passed
 from specalign.probes import PROBES_FILE, Probe, probe_lines, read_probes, require_untouched
 from specalign.provenance import BusyMeter
@@ -175,9 +176,25 @@ def _prepare(config: BenchConfig, before: BenchmarkResult | None, result: Benchm
             f"{config.output} was begun with other prompts: the data, the tokenizer or its chat template changed; "
             f"{folders.advice(config.output, inputs(config))}"
         )
+    elif changed := _changed_models(before, result):
+        raise UserError(
+            f"{config.output} was begun with another model as {', '.join(changed)}: its logits on a few tokens differ; "
+            f"{folders.advice(config.output, inputs(config))}"
+        )
     else:
         _drop_broken_tail(path)
         _drop_broken_tail(config.output / PROBES_FILE)
+
+
+def _changed_models(before: BenchmarkResult, now: BenchmarkResult) -> list[str]:
+    """Methods whose model gives other logits than when the run was begun: a new revision, another config."""
+    dtype = now.provenance.get("dtype", "")
+    ours, theirs = now.provenance.get("fingerprints", {}), before.provenance.get("fingerprints", {})
+    return [
+        name
+        for name, logits in ours.items()
+        if name in theirs and not same_fingerprint(logits, theirs[name], dtype)
+    ]
 
 
 def _ended(

@@ -17,7 +17,7 @@ from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_recor
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.outputs import output_probes
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
-from specalign.benchmarks.suite import Suite, load_suite
+from specalign.benchmarks.suite import Suite, fingerprints, load_suite
 from specalign.chain import appending
 from specalign.decoding import Generation, generate
 from specalign.probes import CopyProbe
@@ -55,6 +55,7 @@ def _begin(config: BenchConfig) -> Decoding:
         "dtype": str(suite.target.model.dtype),
         "runtime": suite.target.runtime,
         "adaptive_costs": adaptive_costs(suite),
+        "fingerprints": fingerprints(suite),
         "copy_bytes_per_s": next(probe.bytes_per_s for probe in facts if isinstance(probe, CopyProbe)),
     }
     return Decoding(

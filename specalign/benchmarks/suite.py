@@ -31,6 +31,7 @@ from specalign.models.load import (
     resolve_model,
 )
 from specalign.models.preflight import outline
+from specalign.models.probe import fingerprint
 from specalign.models.properties import add_end, decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
@@ -113,6 +114,15 @@ def data_facts(suite: Suite) -> dict[str, Any]:
         "prompts_sha256": hashlib.sha256(repr(suite.prompts).encode()).hexdigest(),
         "references_sha256": references_sha256((prompt.id, prompt.reference) for prompt in suite.prompts),
     }
+
+
+def fingerprints(suite: Suite) -> dict[str, list[float]]:
+    """Method -> some logits of its model on a few tokens, by which a resumed run knows that it is the same."""
+    found = {TARGET: fingerprint(suite.target.model)}
+    for name, drafter in suite.drafters.items():
+        if isinstance(drafter, ModelDrafter):
+            found[name] = fingerprint(drafter.model)
+    return found
 
 
 def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:

@@ -7,7 +7,7 @@ logits for instance, would be trained and decoded wrongly without a word.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,26 @@ def require_own_logits(who: str, model: PreTrainedModel) -> None:
     own = own_logits(who, model, **inputs)
     ours = attempted(who, model, lambda: head_of(model)(hidden_states(model, **inputs)))
     require_same(who, model, ours, own, TOLERANCE.get(own.dtype, 2e-2))
+
+
+@torch.inference_mode()
+def fingerprint(model: PreTrainedModel) -> list[float]:
+    """Some logits after the tokens of the probe: two loads of one model agree on them, two models do not.
+
+    Weights can be hashed where they lie in a folder; this tells models of the hub and changed configs apart as well.
+    """
+    inputs = {"input_ids": probe_ids(model)}
+    if model.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = decoder_probe_ids(model)
+    logits = head_of(model)(hidden_states(model, **inputs))[0, -1].float()
+    return [*logits[probe_ids(model)[0]].tolist(), float(logits.amax())]
+
+
+def same_fingerprint(ours: Sequence[float], theirs: Sequence[float], dtype: str) -> bool:
+    """Whether two fingerprints differ by no more than rounding in ``dtype``, ``torch.float32`` or another."""
+    largest = max(map(abs, [*ours, *theirs]))
+    tolerance = 5e-3 if dtype in ("torch.float32", "torch.float64") else 5e-2
+    return all(abs(a - b) <= tolerance * largest for a, b in zip(ours, theirs, strict=True))
 
 
 def probe_ids(model: PreTrainedModel) -> Tensor:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,28 @@ def test_a_drafter_that_changed_since_is_another_run(bench: Bench, tmp_path: Pat
     write_result(run, dataclasses.replace(result, provenance=result.provenance | {"checkpoints": checkpoints}))
     with pytest.raises(UserError, match="the weights of copy"):
         measure(bench(drafters=("copy",)))
+
+
+def test_a_target_that_answers_otherwise_is_another_run(
+    bench: Bench, tmp_path: Path, models_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights under another config: two targets in one run's records would compare with each other."""
+
+    def stop(*_arguments: object) -> GenerationRecord:
+        raise KeyboardInterrupt
+
+    shutil.copytree(models_folder / "target", tmp_path / "target")
+    with monkeypatch.context() as patch:
+        patch.setattr(runner, "_generate_one", stop)
+        assert (
+            run_cli("specalign-bench", lambda: measure(bench("--target.model", str(tmp_path / "target"))))
+            == 130
+        )
+    config = json.loads((tmp_path / "target" / "config.json").read_text())
+    changed = config | {"rms_norm_eps": 0.5}
+    (tmp_path / "target" / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="was begun with another model as target"):
+        measure(bench("--target.model", str(tmp_path / "target")))
 
 
 def test_a_changed_records_file_is_refused_by_the_report(bench: Bench, tmp_path: Path) -> None:
