@@ -27,6 +27,8 @@ TARGET, LOOKUP = "target", "prompt_lookup"
 LOOKUPS = (LOOKUP, "suffix_lookup")
 """Drafters that need no model: they copy."""
 """Values of ``method``: plain decoding, and drafting from the prompt; a drafter's name otherwise."""
+ADAPTIVE = "_adaptive"
+"""End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
 ALONE = "alone"
 """Value of ``rule`` in records in which a drafter decodes on its own."""
 

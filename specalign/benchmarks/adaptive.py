@@ -7,11 +7,12 @@ from typing import Any
 
 from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
 from specalign.benchmarks.calls import call_probes
-from specalign.benchmarks.config import ADAPTIVE, BenchConfig, composed
+from specalign.benchmarks.config import BenchConfig, composed
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import DraftCosts, Drafter, Hybrid
 from specalign.probes import Probe
 from specalign.progress import progress_bar
+from specalign.results import ADAPTIVE
 
 ROUNDS = 3
 """Times that the calls are timed, each after one of the run's three contexts; a round before them warms up."""

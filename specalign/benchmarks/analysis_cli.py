@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from tyro.conf import arg
 
 from specalign.benchmarks.arguments import flags, run_folders
 from specalign.config import STRICT
@@ -90,7 +92,10 @@ class ConvertConfig:
 
 @dataclass(frozen=True)
 class VerifyConfig:
-    """Check that result.json is valid, its raw files untouched, and every figure what they give."""
+    """Check that result.json is valid, its raw files untouched and of one run, and every figure what they give."""
+
+    seal: Annotated[str, arg(metavar="HEX")] = ""
+    """The seal that the run was published with, or its first 16 characters or more; empty: only print it."""
 
     __pydantic_config__ = STRICT
 
@@ -224,20 +229,25 @@ def _shown(value: float | list[float] | None) -> str:
 
 
 def verify_command(arguments: Sequence[str]) -> None:
-    """``specalign-bench verify RUN``: a UserError names the first figures that do not hold."""
-    (folder,), _ = run_folders("verify", arguments, VerifyConfig(), most=1)
-    from specalign.analysis.recompute import untrue_figures
-    from specalign.probes import read_run
+    """``specalign-bench verify RUN``: a UserError names the first things that do not hold."""
+    (folder,), config = run_folders("verify", arguments, VerifyConfig(), most=1)
+    from specalign.analysis.audit import audit
+    from specalign.benchmarks.at_hand import at_hand
 
-    run = read_run(folder)
-    wrong = untrue_figures(run)
+    found = audit(folder, at_hand(folder))
+    run, wrong = found.run, found.problems
+    if config.seal and not found.seal.startswith(config.seal.lower()):
+        wrong = [f"the seal is {found.seal}, not {config.seal}", *wrong]
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{folder}: {'; '.join(wrong[:3])}{more}")
     print(
-        f"{folder}: result.json is valid, {len(run.records)} records and {len(run.probes)} probes are untouched, "
-        f"and all figures of {len(run.result.rows)} rows follow from them"
+        f"{folder}: result.json is valid, {len(run.records)} records and {len(run.probes)} probes are untouched and of "
+        f"one run, and all figures of {len(run.result.rows)} rows follow from them"
     )
+    for line in found.unchecked:
+        print(f"not checked: {line}")
+    print(f"seal: {found.seal}")
 
 
 def schema_command(arguments: Sequence[str]) -> None:

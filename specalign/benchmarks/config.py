@@ -25,10 +25,7 @@ from specalign.ranges import (
     Tokens,
     require_name,
 )
-from specalign.results import LOOKUP, LOOKUPS, TARGET
-
-ADAPTIVE = "_adaptive"
-"""End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
+from specalign.results import ADAPTIVE, LOOKUP, LOOKUPS, TARGET
 
 RULES = ("token", "block", "lenience")
 """Names of the verification rules, known before torch is imported."""

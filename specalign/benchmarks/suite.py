@@ -58,7 +58,7 @@ def load_suite(config: BenchConfig) -> Suite:
     dtype = resolve_dtype(config.target.dtype, device)
     named = named_drafters(config)
     tokenizer = load_tokenizer(config.target.model, trust_remote_code=config.target.trust_remote_code)
-    prompts = _load_prompts(config, tokenizer)
+    prompts = load_prompts(config, tokenizer)
     with progress_bar("loading models", 1 + len(named)) as bar:
         target = load_model(
             config.target.model,
@@ -100,7 +100,7 @@ def outline_suite(config: BenchConfig) -> Suite:
         drafters[name] = ModelDrafter(model)
         infos.append(_drafter_info(name, path, model, None))
     info = _model_info(TARGET, config.target.model, target.model)
-    prompts = _load_prompts(config, target.tokenizer)
+    prompts = load_prompts(config, target.tokenizer)
     return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, info, infos)
 
 
@@ -135,7 +135,8 @@ def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:
     return found
 
 
-def _load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts of a config. Raises UserError for data that do not fit."""
     data = config.data
     columns = Columns(data.document, data.reference)
     limit = None if data.category else data.limit or None
