@@ -7,7 +7,7 @@ docs/decoding.md.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -27,7 +27,7 @@ from specalign.decoding.transfer import to_device
 from specalign.decoding.verification import RULES
 from specalign.errors import unknown
 from specalign.models.probe import name_of
-from specalign.models.properties import eos_ids, require_unscaled
+from specalign.models.properties import context_limit, eos_ids, require_unscaled
 
 TokenIds = Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
 """One prompt, or a batch of prompts: a tensor [T] or [B, T], as a tokenizer returns it, or lists of any lengths."""
@@ -92,8 +92,8 @@ def generate(
     """
     stepper, settings = _prepared(target, drafter, **options)
     parts = []
-    for prompts in _batches(stepper, drafter, _as_rows(input_ids)):
-        request = _begin(stepper, drafter, prompts, settings)
+    for prompts, part in _batches(stepper, drafter, _as_rows(input_ids), settings):
+        request = _begin(stepper, drafter, prompts, part)
         for _ in _steps(request):
             pass
         parts.append(_finished(request))
@@ -115,8 +115,8 @@ def stream(
     stepper, settings = _prepared(target, drafter, **options)
     rows = _as_rows(input_ids)
     first = 0
-    for prompts in _batches(stepper, drafter, rows):
-        request = _begin(stepper, drafter, prompts, settings)
+    for prompts, part in _batches(stepper, drafter, rows, settings):
+        request = _begin(stepper, drafter, prompts, part)
         shown = [0] * len(prompts)
         for _ in _steps(request):
             fresh: list[list[int]] = [[] for _ in rows]
@@ -171,10 +171,19 @@ def _prepared(
     )
 
 
-def _batches(target: Stepper, drafter: Drafter | None, prompts: list[list[int]]) -> list[list[list[int]]]:
-    """Prompts that are decoded together: all, but each alone where an encoder-decoder model's rows grow unevenly."""
-    uneven = target.model.config.is_encoder_decoder and drafter is not None
-    return [[prompt] for prompt in prompts] if uneven else [prompts]
+def _batches(
+    target: Stepper, drafter: Drafter | None, prompts: list[list[int]], settings: _Settings
+) -> list[tuple[list[list[int]], _Settings]]:
+    """Prompts that are decoded together: all, but each alone where an encoder-decoder model's rows grow unevenly.
+
+    That is with a drafter, and where they go on from texts of different lengths and positions are absolute (BART): the
+    padding before the shorter ones would move them.
+    """
+    absolute = context_limit(target.model) is not None and len(set(map(len, settings.written))) > 1
+    if not target.model.config.is_encoder_decoder or not (drafter or absolute):
+        return [(prompts, settings)]
+    parts = [settings.written[row : row + 1] for row in range(len(prompts))]
+    return [([prompt], replace(settings, written=part)) for prompt, part in zip(prompts, parts, strict=True)]
 
 
 @dataclass

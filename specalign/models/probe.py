@@ -85,8 +85,12 @@ def name_of(model: PreTrainedModel) -> str:
 
 def not_finite(who: str, dtype: torch.dtype) -> str:
     """The line for a model whose logits are NaN or infinite."""
-    half = dtype in (torch.float16, torch.bfloat16)
-    remedy = "; its numbers overflow in half precision: load it in float32 or bfloat16" if half else ""
+    better = {torch.float16: "float32 or bfloat16", torch.bfloat16: "float32"}
+    remedy = (
+        f"; if its weights are sound, load it in {better[dtype]}, where they do not overflow"
+        if dtype in better
+        else ""
+    )
     return f"{who}: its logits are no finite numbers (NaN or infinity) in {str(dtype)[6:]}{remedy}"
 
 

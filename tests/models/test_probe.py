@@ -116,6 +116,9 @@ def test_barts_bias_is_refused_where_there_is_one(tmp_path: Path) -> None:
         )
         start[0].append(expected[-1])
     assert plain == expected
+    written = [expected[:3], [], expected[:1]]
+    rows = generate(model, None, [[5, 9, 31]] * 3, written=written, max_new_tokens=5, eos=()).token_ids
+    assert rows == [expected[len(part) : len(part) + 5] for part in written], "positions are absolute"
     model.final_logits_bias.copy_(torch.linspace(-3, 3, 40).unsqueeze(0))
     with pytest.raises(UserError, match="BartForConditionalGeneration is not supported"):
         generate(copy.deepcopy(model), None, [5, 9, 31])
