@@ -201,7 +201,7 @@ def test_names_are_those_of_the_tables() -> None:
     from specalign.benchmarks import config as bench
     from specalign.decoding import verification
     from specalign.losses import LOSSES
-    from specalign.training import config as training
+    from specalign.training import recipe as training
 
     assert sorted(bench.RULES) == sorted(verification.RULES)
     assert sorted(training.OBJECTIVES) == sorted(LOSSES)

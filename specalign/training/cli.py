@@ -12,7 +12,8 @@ from pathlib import Path
 from specalign.config import flag_value, parse_flags
 from specalign.errors import UserError, run_cli, unknown
 from specalign.folders import removable
-from specalign.training.config import TrainConfig, check, completed, resolve, with_prompt
+from specalign.training.config import TrainConfig
+from specalign.training.recipe import check, completed, resolve, with_prompt
 
 PROGRAM = "specalign-train"
 SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temperature")

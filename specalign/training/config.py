@@ -1,21 +1,20 @@
 """The recipe of a training run: small frozen dataclasses whose field docs are also the ``--help`` text.
 
 Precedence: flag > recipe file > the method's preset > default. What a method decides is open by default (none, or
-empty), so that its preset is never mistaken for a choice; :func:`completed` fills it in wherever a config is used.
+empty), so that its preset is never mistaken for a choice; ``recipe.completed`` fills it in wherever a config is used.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 from tyro.conf import Fixed, Suppress, arg
 
-from specalign.config import STRICT, Weights, checked, from_table, read_table
-from specalign.errors import UserError, unknown
+from specalign.config import STRICT, Weights
+from specalign.errors import UserError
 from specalign.ranges import (
     Above0,
     Arguments,
@@ -35,25 +34,10 @@ from specalign.ranges import (
     Temperature,
     Tokens,
 )
-from specalign.templates import prompt_text
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
 Arms = dict[Name, dict[str, Any]]
 Metric = Literal["alpha", "agreement", "tau", "probe_tau"]
-OBJECTIVES = (
-    "cross_entropy",
-    "forward_kl",
-    "reverse_kl",
-    "jsd",
-    "tvd",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "lk_alpha",
-    "lk_hybrid",
-    "accepted_length",
-    "rank_order",
-)
-"""Names of ``specalign.losses.LOSSES``, known before torch is imported."""
 
 
 @dataclass(frozen=True)
@@ -326,163 +310,11 @@ class TrainConfig:
     __pydantic_config__ = STRICT
 
 
-Start = Literal["aligned slice", "bare slice", "trained model"]
-
-RATES: dict[Start, float] = {"aligned slice": 3e-4, "bare slice": 1e-3, "trained model": 1e-4}
-"""Peak learning rate by what training starts from: training/README.md has the learning curves."""
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "untrained": {"student": {"start": "slice"}},
-    "aligned": {"student": {"start": "aligned"}},
-    "sft": {"rollout": {"source": "ground_truth"}, "objective": {"weights": {"cross_entropy": 1.0}}},
-    "seqkd": {"rollout": {"source": "teacher"}, "objective": {"weights": {"cross_entropy": 1.0}}},
-    "gkd": {"rollout": {"source": "student", "style": "branches"}},
-    "distillspec": {"rollout": {"source": "mixed", "style": "full"}},
-    "contrastive": {
-        "rollout": {"source": "mixed", "style": "branches"},
-        "objective": {"weights": {"rank_order": 1.0}},
-    },
-}
-"""What a method says of the fields that the config leaves open (none, or empty), as tables of them.
-
-gkd: Agarwal et al. 2023 (arXiv:2306.13649); distillspec: Zhou et al. 2023 (arXiv:2310.08461), which finds the
-best divergence to depend on task and decoding; seqkd: Kim & Rush 2016 (arXiv:1606.07947).
-"""
-
-OTHERWISE: dict[str, Any] = {
-    "student": {"start": "aligned"},
-    "rollout": {"source": "student", "style": "branches"},
-    "objective": {"weights": {"forward_kl": 1.0}},
-}
-"""What stays open after that."""
-
 UNTRAINED = ("untrained", "aligned")
 """Pseudo methods: the start of training, as a student folder. A recipe's budget does not apply to them."""
-
-C = TypeVar("C")
 
 
 def require_sliceable(config: TrainConfig) -> None:
     """Raise UserError where the student is a slice of a teacher whose weights are quantised."""
     if config.teacher.quantization != "none":
         raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
-
-
-def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -> TrainConfig:
-    """The config with the recipe's keys, then an arm's, completed by the method.
-
-    ``name`` is a method, or an arm of the recipe with the method that it names; None: the recipe's method, else
-    that of ``config``.
-    """
-    table = {} if recipe is None else read_table(recipe)
-    arms = table.get("arms", {})
-    source = str(recipe)
-    if name in arms:
-        table, source = _varied(table, arms[name]), f"{recipe} [arms.{name}]"
-        name = name if name in PRESETS and "method" not in arms[name] else None
-    values = from_table(TrainConfig, table, source)
-    method = name or (values.method if "method" in table else config.method)
-    if method not in PRESETS:
-        raise unknown("method or arm" if arms else "method", method, [*PRESETS, *arms])
-    merged = overlay(config, {k: v for k, v in table.items() if k != "method"}, values)
-    return by_method(replace(merged, method=method))  # type: ignore[arg-type]
-
-
-def by_method(config: TrainConfig) -> TrainConfig:
-    """The config with what it leaves open as its method says."""
-    if config.method not in PRESETS:
-        raise unknown("method", config.method, PRESETS)
-    return _filled(_filled(config, PRESETS[config.method]), OTHERWISE)
-
-
-def completed(config: TrainConfig) -> TrainConfig:
-    """The config with all that it leaves open: as its method says, and the rate by the start that it comes to."""
-    config = by_method(config)
-    if config.method in UNTRAINED:
-        config = replace(config, budget=BudgetConfig(steps=0))
-    if config.optimiser.lr == 0:
-        config = replace(config, optimiser=replace(config.optimiser, lr=RATES[start_of(config.student)]))
-    return config
-
-
-def start_of(student: StudentConfig) -> Start:
-    """What training starts from; a trimmed head changes nothing in that, since what it keeps is the teacher's."""
-    if student.model:
-        return "trained model"
-    return "bare slice" if student.start == "slice" else "aligned slice"
-
-
-def _filled(base: C, named: Mapping[str, Any]) -> C:
-    """``base`` with those of ``named`` that it leaves open."""
-    changes: dict[str, Any] = {}
-    for key, value in named.items():
-        ours = getattr(base, key)
-        if is_dataclass(ours):
-            changes[key] = _filled(ours, value)
-        elif ours is None or ours == {}:
-            changes[key] = value
-    return replace(base, **changes)  # type: ignore[type-var]
-
-
-def _varied(recipe: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
-    """A recipe's table with an arm's keys in the place of its own."""
-    varied = dict(recipe)
-    for key, value in arm.items():
-        varied[key] = {**varied.get(key, {}), **value} if isinstance(value, dict) else value
-    return varied
-
-
-def with_prompt(config: TrainConfig) -> TrainConfig:
-    """The config with the prompt's text in the place of its name."""
-    text = prompt_text(config.data.prompt, config.data.source)
-    return replace(config, data=replace(config.data, prompt=text))
-
-
-def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:
-    """``base`` with the keys of ``named`` replaced: by the attributes of ``values``, or by their own values."""
-    changes: dict[str, Any] = {}
-    for key, value in named.items():
-        inner = None if values is None else getattr(values, key)
-        if is_dataclass(getattr(base, key)):
-            changes[key] = overlay(getattr(base, key), value, inner)
-        else:
-            changes[key] = value if values is None else inner
-    return replace(base, **changes)  # type: ignore[type-var]
-
-
-def check(config: TrainConfig) -> None:
-    """Raise UserError for values out of their ranges, and for those that do not go together."""
-    checked(config)
-    for name, weight in config.objective.weights.items():
-        if name not in OBJECTIVES:
-            raise unknown("objective", name, OBJECTIVES)
-        if weight < 0:
-            raise UserError(f"objective.weights.{name} must be at least 0, not {weight:g}")
-    _check_optimiser(config.optimiser)
-    if config.result.metric == "probe_tau" and not config.logging.probe_prompts:
-        raise UserError("result.metric = probe_tau needs logging.probe_prompts")
-    if config.logging.trackers:
-        from specalign.training.tracking import require_trackers
-
-        require_trackers(config.logging.trackers)
-    if config.engine.name == "own" and replace(config.engine, name="vllm") != EngineConfig("vllm"):
-        raise UserError(
-            "engine.python, engine.arguments and engine.endpoint are for engine.name = vllm: set that too"
-        )
-    if config.objective.reference and config.objective.keep == 1:
-        raise UserError("objective.reference selects tokens: set objective.keep below 1 too")
-    budget = config.budget
-    if config.method not in UNTRAINED and not (budget.steps or budget.seconds or budget.tokens):
-        raise UserError("no budget: set budget.steps, budget.seconds or budget.tokens")
-    if config.teacher.reuse_on_disk and not config.teacher.reuse_states:
-        raise UserError("teacher.reuse_on_disk says where teacher.reuse_states keeps them: set that too")
-    if config.method == "aligned" and config.student.model:
-        raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")
-
-
-def _check_optimiser(optimiser: OptimiserConfig) -> None:
-    if optimiser.sharded == "weights" and (optimiser.compile or optimiser.precision == "float16"):
-        raise UserError(
-            "optimiser.sharded = weights goes with neither optimiser.compile nor optimiser.precision = float16; "
-            "optimiser.sharded = moments does"
-        )

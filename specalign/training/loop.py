@@ -21,13 +21,14 @@ from specalign.files import write_json
 from specalign.losses import reduce_tokens
 from specalign.progress import Bar, progress_bar
 from specalign.training import distributed, folder
-from specalign.training.config import UNTRAINED, TrainConfig, completed
+from specalign.training.config import UNTRAINED, TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.ending import finish, secure
 from specalign.training.journal import Journal, StepReport, last_validation, tracking, validate
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice, recomputing
 from specalign.training.optimiser import clip_gradients, gathered_state, rate
+from specalign.training.recipe import completed
 from specalign.training.rollouts import Writer
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import columns_of, per_token_loss, states

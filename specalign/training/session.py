@@ -9,13 +9,14 @@ from transformers.utils.logging import disable_progress_bar
 
 from specalign.folders import hold
 from specalign.preflight import require_passed
-from specalign.training.config import TrainConfig, check, completed, with_prompt
+from specalign.training.config import TrainConfig
 from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
 from specalign.training.ending import require_intact
 from specalign.training.folder import is_complete
 from specalign.training.loop import train
 from specalign.training.materials import load_materials
 from specalign.training.preflight import findings
+from specalign.training.recipe import check, completed, with_prompt
 from specalign.training.validation import make_validation
 
 

@@ -14,9 +14,10 @@ from specalign.errors import UserError
 from specalign.losses import LOSSES, Objective, hyper_parameters, objective
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
-from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig, completed
+from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.materials import Materials
 from specalign.training.optimiser import adamw
+from specalign.training.recipe import completed
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Policy, needs_references, needs_responses
 from specalign.training.scoring import Pair, can_pack

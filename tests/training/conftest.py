@@ -11,7 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from specalign.training.config import TrainConfig, overlay, resolve
+from specalign.training.config import TrainConfig
+from specalign.training.recipe import overlay, resolve
 
 WORDS = [f"w{i}" for i in range(60)]
 

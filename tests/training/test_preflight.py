@@ -15,8 +15,9 @@ from transformers import T5Config, T5ForConditionalGeneration
 from specalign.errors import UserError
 from specalign.preflight import Finding
 from specalign.training.cli import configs
-from specalign.training.config import TrainConfig, overlay
+from specalign.training.config import TrainConfig
 from specalign.training.preflight import findings
+from specalign.training.recipe import overlay
 from specalign.training.session import train_all
 
 FOLDER = Path(__file__).parents[2] / "training"

@@ -9,16 +9,8 @@ import torch
 from specalign.errors import UserError
 from specalign.training import materials
 from specalign.training.cli import configs
-from specalign.training.config import (
-    PRESETS,
-    RATES,
-    RolloutConfig,
-    Start,
-    TrainConfig,
-    check,
-    completed,
-    with_prompt,
-)
+from specalign.training.config import RolloutConfig, TrainConfig
+from specalign.training.recipe import PRESETS, RATES, Start, check, completed, with_prompt
 from specalign.training.setup import build_objective
 
 RECIPES = sorted((Path(__file__).parents[2] / "training").glob("*.toml"))

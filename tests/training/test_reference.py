@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from specalign.errors import UserError
 from specalign.training import config as configs
-from specalign.training import loop, setup
+from specalign.training import loop, recipe, setup
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.rows import lay_out
@@ -56,7 +56,7 @@ def test_the_reference_stays_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_a_reference_without_a_selection_is_refused(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"set objective.keep below 1"):
-        configs.check(tiny("gkd", objective={"reference": "somewhere"}))
+        recipe.check(tiny("gkd", objective={"reference": "somewhere"}))
 
 
 def test_a_missing_reference_is_named(tiny: Tiny) -> None:

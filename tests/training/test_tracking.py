@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from specalign.errors import UserError
 from specalign.files import write_json
-from specalign.training import config as configs
-from specalign.training import folder, loop, setup
+from specalign.training import folder, loop, recipe, setup
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.session import train_all
@@ -36,12 +35,12 @@ def test_tensorboard_shows_the_lines_of_the_log(tiny: Tiny) -> None:
 
 def test_an_unknown_tracker_lists_the_known_ones(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"unknown logging.trackers entry 'tensorbord'.*tensorboard.*wandb"):
-        configs.check(tiny("gkd", logging={"trackers": ("tensorbord",)}))
+        recipe.check(tiny("gkd", logging={"trackers": ("tensorbord",)}))
 
 
 def test_a_tracker_whose_package_is_missing_says_how_to_get_it(tiny: Tiny) -> None:
     with pytest.raises(UserError, match=r"'swanlab' is not installed \(pip install swanlab\)"):
-        configs.check(tiny("gkd", logging={"trackers": ("swanlab",)}))
+        recipe.check(tiny("gkd", logging={"trackers": ("swanlab",)}))
 
 
 def test_float16_goes_on_from_a_checkpoint_bit_by_bit(tiny: Tiny, tmp_path: Path) -> None:
