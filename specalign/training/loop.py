@@ -24,6 +24,7 @@ from specalign.training import distributed, folder
 from specalign.training.config import UNTRAINED, TrainConfig
 from specalign.training.coverage import coverage
 from specalign.training.ending import finish, secure
+from specalign.training.identity import IDENTITY
 from specalign.training.journal import Journal, StepReport, last_validation, tracking, validate
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice, recomputing
@@ -44,7 +45,7 @@ def train(config: TrainConfig, materials: Materials, validation: Validation | No
     """
     config = completed(config)
     path = config.output
-    stamp = provenance.stamp(str(materials.device))
+    stamp = provenance.stamp(str(materials.device)) | {IDENTITY: materials.identity(config)}
     if distributed.rank() == 0:
         folder.claim(config, stamp)
     distributed.wait_for_all()

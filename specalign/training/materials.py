@@ -32,16 +32,15 @@ from specalign.models.load import (
     load_tokenizer,
     resolve_device,
     resolve_dtype,
-    resolve_model,
 )
 from specalign.models.preflight import flash_needs
 from specalign.models.properties import Tower, add_end, decoder_start_id, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
-from specalign.provenance import weights_sha256
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device, main_process_first, rank
+from specalign.training.identity import model_identity, models_of, rows_identity
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, Writer, Writes, read_tensors, responses_key, stored_responses
 
@@ -69,11 +68,26 @@ class Materials:
     _starts: dict[StudentConfig, PreTrainedModel] = field(default_factory=dict)
     _references: dict[str, PreTrainedModel] = field(default_factory=dict)
     _vocabularies: dict[int, Tensor] = field(default_factory=dict)
+    rows: Mapping[str, str] = field(default_factory=dict)
+    """Identity of the data's rows, by split."""
+    _identities: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def n_tokens(self) -> int:
         """Ids that the tokenizer can produce, gaps between them included."""
         return n_ids(self.tokenizer)
+
+    def identity(self, config: TrainConfig) -> dict[str, str]:
+        """What a run of ``config`` is made of besides its recipe."""
+        return {**self.rows, **{kind: self.model_identity(name) for kind, name in models_of(config).items()}}
+
+    def model_identity(self, name: str) -> str:
+        """Of a model's weights, found once."""
+        if name not in self._identities:
+            self._identities[name] = model_identity(
+                name, trust_remote_code=self.config.teacher.trust_remote_code
+            )
+        return self._identities[name]
 
     @property
     def teacher_states(self) -> TeacherStates:
@@ -90,7 +104,7 @@ class Materials:
     def _teacher_facts(self) -> dict[str, str]:
         """What determines the teacher's states but the text."""
         return {
-            "teacher": teacher_identity(self.config.teacher.model, self.teacher),
+            "teacher": self.model_identity(self.config.teacher.model),
             "dtype": str(self.teacher.dtype),
             "quantization": self.config.teacher.quantization,
             "attention": self.teacher.config._attn_implementation,
@@ -232,7 +246,7 @@ class Materials:
         prompts = self.train if split == "train" else self.validation
         temperature = config.rollout.teacher_temperature
         facts: dict[str, object] = {
-            "teacher": teacher_identity(config.teacher.model, self.teacher),
+            "teacher": self.model_identity(config.teacher.model),
             "dtype": str(self.teacher.dtype),
             "quantization": config.teacher.quantization,
             "temperature": temperature,
@@ -289,7 +303,7 @@ def load_materials(config: TrainConfig) -> Materials:
         trust_remote_code=config.teacher.trust_remote_code,
     ).requires_grad_(False)
     add_end(teacher, end_of_turn(tokenizer, config.data.template))
-    materials = Materials(config, device, tokenizer, teacher, *prompts)
+    materials = Materials(config, device, tokenizer, teacher, *prompts, rows=rows_identity(splits))
     _tell_what_was_cut(materials)
     return materials
 
@@ -351,14 +365,6 @@ def attention_of(config: TrainConfig, device: torch.device) -> Attention:
     if rank() == 0:
         print(f"specalign-train: {reason}")
     return used
-
-
-def teacher_identity(name: str, teacher: PreTrainedModel) -> str:
-    """What tells one teacher's weights from another's: a hash of local ones, the hub's commit of others."""
-    folder = Path(resolve_model(name))
-    if folder.is_dir():
-        return weights_sha256(folder)
-    return f"{name}@{getattr(teacher.config, '_commit_hash', None)}"
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -7,14 +7,16 @@ from contextlib import ExitStack
 
 from transformers.utils.logging import disable_progress_bar
 
+from specalign.errors import UserError
 from specalign.folders import hold
 from specalign.preflight import require_passed
 from specalign.training.config import TrainConfig
 from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
 from specalign.training.ending import require_intact
 from specalign.training.folder import is_complete
+from specalign.training.identity import model_identity, models_of, require_same, rows_identity
 from specalign.training.loop import train
-from specalign.training.materials import load_materials
+from specalign.training.materials import load_data, load_materials
 from specalign.training.preflight import findings
 from specalign.training.recipe import check, completed, with_prompt
 from specalign.training.validation import make_validation
@@ -39,16 +41,37 @@ def train_all(configs: Sequence[TrainConfig]) -> None:
 def _train_all(configs: Sequence[TrainConfig]) -> None:
     unfinished = [config for config in configs if not is_complete(config)]
     wait_for_all()  # before rank 0 claims folders that the others still look at
-    for config in configs:
-        if config in unfinished:
-            continue
-        require_intact(config.output)
-        if rank() == 0:
-            print(f"{config.output}: complete already, nothing to do (--overwrite trains it again)", flush=True)
+    leave_complete([config for config in configs if config not in unfinished])
     if unfinished:
         disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time
         require_passed(findings(unfinished, data=False))
         materials = load_materials(configs[0])  # what is shared is the first run's, be that one complete or not
+        for config in unfinished:
+            require_same(config, materials.identity(config))
         validation = make_validation(materials)
         for config in unfinished:
             train(config, materials, validation)
+
+
+def leave_complete(configs: Sequence[TrainConfig]) -> None:
+    """Say that these runs are complete, where they are: the weights as they wrote them, from the same data and models.
+
+    Data or models that are not there any more cannot be compared, which is said.
+    """
+    for config in configs:
+        require_intact(config.output)
+        caveat = ""
+        try:
+            found = rows_identity(load_data(config.data))
+            found |= {
+                kind: model_identity(name, trust_remote_code=config.teacher.trust_remote_code)
+                for kind, name in models_of(config).items()
+            }
+        except UserError as error:
+            found, caveat = {}, f"; what it was made of cannot be looked at: {error}"
+        require_same(config, found)
+        if rank() == 0:
+            print(
+                f"{config.output}: complete already, nothing to do (--overwrite trains it again){caveat}",
+                flush=True,
+            )
