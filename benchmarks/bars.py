@@ -1,10 +1,14 @@
-"""What the micro-benchmarks share: figures held against bars, and the memory of this process."""
+"""What the micro-benchmarks share: figures held against bars, memory, and the device's ceilings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from specalign.benchmarks.bandwidth import copy_bytes_per_s, product_flops_per_s
 
 
 def judged(bars: Mapping[str, float], figures: Sequence[float | None]) -> list[dict[str, Any]]:
@@ -21,19 +25,30 @@ def judged(bars: Mapping[str, float], figures: Sequence[float | None]) -> list[d
     ]
 
 
-def resident_bytes() -> int:
-    """The resident set of this process (Linux only)."""
-    return _status_bytes("VmRSS")
+def ceilings(device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """What the device can do at most: bytes copied and operations of a large matrix product, per second."""
+    return {
+        "copy_bytes_per_s": copy_bytes_per_s(device),
+        "product_flops_per_s": product_flops_per_s(device, dtype),
+    }
 
 
-def peak_bytes() -> int:
-    """Its high-water mark, since :func:`restart_peak` if that was called (Linux only)."""
-    return _status_bytes("VmHWM")
+def resident_bytes(device: torch.device) -> int:
+    """What this process holds: tensors on CUDA, else its resident set (Linux only)."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else _status_bytes("VmRSS")
 
 
-def restart_peak() -> None:
-    """Let the high-water mark fall to what is resident now (Linux only)."""
-    Path("/proc/self/clear_refs").write_text("5")
+def peak_bytes(device: torch.device) -> int:
+    """Its high-water mark, since :func:`restart_peak` if that was called."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status_bytes("VmHWM")
+
+
+def restart_peak(device: torch.device) -> None:
+    """Let the high-water mark fall to what is held now."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _status_bytes(field: str) -> int:

@@ -23,15 +23,17 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from bars import judged
+from bars import ceilings, judged
 from transformers import PreTrainedModel
 
 from specalign.data import encode_prompts, load_examples
 from specalign.decoding import DraftCosts, ModelDrafter, Shapes, Stepper, generate, make_stepper
+from specalign.decoding.clock import Clock
 from specalign.decoding.session import Session
 from specalign.files import write_json
 from specalign.models.heads import Head
-from specalign.models.load import load_model, load_tokenizer, resolve_device
+from specalign.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
+from specalign.models.packing import can_pack
 from specalign.models.tiny import make_model, perturbed
 from specalign.provenance import BusyMeter, stamp
 from specalign.templates import prompt_text
@@ -62,18 +64,20 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on CUDA, else float32")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     device = resolve_device(args.device)
-    provenance, load = stamp(str(device)), BusyMeter()
-    target = load_model(args.target, dtype=torch.float32, device=device)
-    drafter = load_model(args.drafter, dtype=torch.float32, device=device)
+    dtype = resolve_dtype(args.dtype, device)
+    provenance, load = stamp(str(device)) | ceilings(device, dtype), BusyMeter()
+    target = load_model(args.target, dtype=dtype, device=device)
+    drafter = load_model(args.drafter, dtype=dtype, device=device)
     prompts = _prompts(args.target, args.prompts)
     measured = compared(target, drafter, prompts, args)
-    measured["tiny"] = {"batch_8_over_batch_1": batching()}
+    measured["tiny"] = {"batch_8_over_batch_1": batching(device)}
     verdicts = verdicts_on(measured)
     settings = {"gamma": GAMMA, "target": args.target, "drafter": args.drafter, "prompts": len(prompts)}
-    settings |= {"max_new_tokens": args.tokens, "repeats": args.repeats}
+    settings |= {"dtype": str(dtype), "max_new_tokens": args.tokens, "repeats": args.repeats}
     write_json(
         args.output,
         {"provenance": provenance, "busy_during": load.others(), **settings, "verdicts": verdicts, **measured},
@@ -101,9 +105,13 @@ def compared(
             make_stepper(target, "compiled", shapes=Shapes((1, GAMMA + 1), CAPACITY)),
             ModelDrafter(drafter, stepper=make_stepper(drafter, "compiled", shapes=Shapes((1, 2), CAPACITY))),
         )
-    packed_drafter = copy.deepcopy(drafter)
-    packed = make_stepper(copy.deepcopy(target), "packed")
-    runtimes["packed"] = packed, ModelDrafter(packed_drafter, stepper=make_stepper(packed_drafter, "packed"))
+    if can_pack(target.get_output_embeddings().weight):
+        packed_drafter = copy.deepcopy(drafter)
+        packed = make_stepper(copy.deepcopy(target), "packed")
+        runtimes["packed"] = (
+            packed,
+            ModelDrafter(packed_drafter, stepper=make_stepper(packed_drafter, "packed")),
+        )
     jobs = {"transformers assisted": assisted(target, drafter, args.tokens)}
     jobs["transformers plain"] = assisted(target, None, args.tokens)
     jobs["transformers first token"] = assisted(target, None, 1)
@@ -179,7 +187,7 @@ def anatomy(
     whole = inside = alone = 0.0
     for prompt in prompts:
         for _ in range(repeats):
-            if stepper.compiled is None:
+            if stepper.compiled is None and stepper.device.type != "cuda":  # there calls end before their work
                 with forward_seconds(stepper.model, drafter.model) as spent:
                     done = generate(stepper, drafter, prompt, gamma=GAMMA, max_new_tokens=n)
                 inside += spent["decode"]
@@ -232,7 +240,8 @@ def forward_calls_seconds(
     target = Session.start(stepper, [list(prompt)], n_new)
     small = Session.start(drafter.alone, [list(prompt)], n_new)
     ids = torch.full((1, GAMMA + 1), 100, device=target.model.device)
-    begun = time.perf_counter()
+    clock = Clock(target.model.device)
+    begun = clock.settle()
     for step in steps:
         (length,) = target.lengths
         (known,) = small.lengths
@@ -242,18 +251,18 @@ def forward_calls_seconds(
             small.extend(ids[:, : pending if place == 0 else 1])
         target.extend(ids[:, : step.n_drafted + 1])
         target.rollback([length + step.n_emitted])
-    return time.perf_counter() - begun
+    return clock.settle() - begun
 
 
 def call_seconds(session: Session, n: int, rounds: int = 12) -> float:
     """Median seconds of feeding n tokens."""
     ids, before = torch.full((1, n), 100, device=session.model.device), list(session.lengths)
-    times = []
+    times, clock = [], Clock(session.model.device)
     for _ in range(rounds):
-        begun = time.perf_counter()
+        begun = clock.settle()
         session.extend(ids)
         session.rollback(before)
-        times.append(time.perf_counter() - begun)
+        times.append(clock.settle() - begun)
     return statistics.median(times[2:])
 
 
@@ -266,10 +275,12 @@ def step_costs(stepper: Stepper, drafter: ModelDrafter, prompt: Sequence[int]) -
 
 
 @torch.inference_mode()
-def batching(rounds: int = 7) -> float:
+def batching(device: torch.device, rounds: int = 7) -> float:
     """Tokens per second of eight prompts at once over one by one, speculatively with tiny models."""
-    target = make_model("llama").float()
-    drafter = ModelDrafter(perturbed(make_model("llama"), 0.05).float())
+    target, near = make_model("llama").float(), perturbed(make_model("llama"), 0.05).float()
+    for model in (target, near):
+        torch.nn.Module.to(model, device)
+    drafter = ModelDrafter(near)
     prompts = [[3 + (7 * row + place) % 30 for place in range(6 + row)] for row in range(8)]
     ratios = []
     for _ in range(rounds):
@@ -287,7 +298,7 @@ def verdicts_on(measured: dict[str, Any]) -> list[dict[str, Any]]:
     """Each bar whose figure was measured."""
     seconds, decode = measured["seconds"], measured["decode"]
     found = [
-        decode["eager"]["outside_forward"],
+        decode["eager"].get("outside_forward"),
         seconds["transformers assisted"] / seconds["eager speculative"],
     ]
     if "compiled" in decode:

@@ -5,7 +5,8 @@
 Sizes are those of Qwen2.5-0.5B under Qwen2.5-1.5B: 151,936 ids, hidden 896 and 1,536, in float32, forward and
 backward to the student's hidden states and head weight, at 2,048 positions. The chunked and the whole form run in
 turns, BENCH_ROUNDS times each (3; medians count). ``-k`` runs some of the cases, BENCH_POSITIONS=384 makes a quick
-run: the peak hardly depends on the number of positions, which is what chunks are for. Peak memory is the
+run: the peak hardly depends on the number of positions, which is what chunks are for. BENCH_DEVICE=cuda and
+BENCH_DTYPE=bfloat16 measure there; the bars on memory and gradients are float32's on a CPU. Peak memory is the
 high-water mark of the resident set above its value just before the call, which the kernel counts (Linux only); it
 includes the gradients (545 MB for the head weight alone). ``extra_info`` of each case holds what its bar is about.
 
@@ -24,7 +25,6 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,14 +35,22 @@ import torch
 from bars import peak_bytes, restart_peak
 from torch import Tensor
 
+from specalign.decoding.clock import Clock
 from specalign.losses import LOSSES, Objective, chunked_loss, objective
 from specalign.models.heads import Head
+from specalign.models.load import DTYPES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads the peak resident set from /proc")
+DEVICE = torch.device(os.environ.get("BENCH_DEVICE", "cpu"))
+KIND = DTYPES[os.environ.get("BENCH_DTYPE", "float32")]
+pytestmark = pytest.mark.skipif(
+    sys.platform != "linux" and DEVICE.type == "cpu", reason="reads the peak resident set from /proc"
+)
 
 N = int(os.environ.get("BENCH_POSITIONS", "2048"))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
-C, D_STUDENT, D_TEACHER = 151_936, 896, 1536
+C, D_STUDENT, D_TEACHER = int(os.environ.get("BENCH_VOCABULARY", "151936")), 896, 1536
+EXACT = DEVICE.type == "cpu" and KIND is torch.float32
+"""Where the bars on memory, time and gradients hold."""
 PEAK_BAR_BYTES = 1.5e9
 TIME_BAR = 1.35
 GRADIENT_BAR = 1e-5
@@ -109,24 +117,26 @@ def inputs() -> Inputs:
     hidden, weight = normal(N, D_STUDENT), normal(C, D_STUDENT, scale=0.1)
     extra = normal(N, D_TEACHER - D_STUDENT)
     teacher_weight = torch.cat([weight, normal(C, D_TEACHER - D_STUDENT, scale=0.05)], dim=1)
+    there: dict[str, Any] = {"device": DEVICE, "dtype": KIND}
     return Inputs(
-        hidden.clone().requires_grad_(),
-        weight.requires_grad_(),
-        torch.cat([hidden, extra], dim=1),
-        teacher_weight.detach(),
-        torch.randint(C, (N,), generator=generator),
+        hidden.clone().to(**there).requires_grad_(),
+        weight.to(**there).requires_grad_(),
+        torch.cat([hidden, extra], dim=1).to(**there),
+        teacher_weight.detach().to(**there),
+        torch.randint(C, (N,), generator=generator).to(DEVICE),
     )
 
 
 def measure(loss: Callable[[], Tensor], inputs: Inputs) -> Measured:
     """Run ``loss`` and its backward pass once, and watch time and memory."""
-    restart_peak()
-    before_bytes = peak_bytes()
-    start_s = time.perf_counter()
+    clock = Clock(DEVICE)
+    restart_peak(DEVICE)
+    before_bytes = peak_bytes(DEVICE)
+    start_s = clock.settle()
     value = loss()
     value.backward()
-    wall_s = time.perf_counter() - start_s
-    added_bytes = peak_bytes() - before_bytes
+    wall_s = clock.settle() - start_s
+    added_bytes = peak_bytes(DEVICE) - before_bytes
     gradients = [leaf.grad for leaf in (inputs.hidden, inputs.weight) if leaf.grad is not None]
     inputs.hidden.grad = inputs.weight.grad = None
     return Measured(value.item(), gradients, added_bytes, wall_s)
@@ -153,10 +163,12 @@ def relative_error(ours: list[Tensor], theirs: list[Tensor]) -> float:
 def test_chunked_against_whole_logits(benchmark: Any, inputs: Inputs, name: str) -> None:
     forms = [partial(form, CASES[name], inputs) for form in (chunked, whole)]
     ours, theirs = in_turns(benchmark, forms, inputs)
-    told = {
+    told: dict[str, Any] = {
         "positions": N,
         "vocabulary": C,
         "threads": torch.get_num_threads(),
+        "device": str(DEVICE),
+        "dtype": str(KIND),
         "loss": ours.loss,
         "peak_bytes": ours.peak_bytes,
         "wall_s": ours.wall_s,
@@ -168,14 +180,16 @@ def test_chunked_against_whole_logits(benchmark: Any, inputs: Inputs, name: str)
     }
     if CASES[name].keep < 1:
         told |= compare_selected(ours.gradients[0], theirs.gradients[0])
-    elif jumps(CASES[name]):
+    elif jumps(CASES[name]) and EXACT:
         exact = exact_gradients(CASES[name], inputs)
         told["gradient_error_to_float64"] = relative_error(ours.gradients, exact)
         told["whole_gradient_error_to_float64"] = relative_error(theirs.gradients, exact)
         del exact
     del ours, theirs  # a failed test keeps its variables: half a gigabyte of gradients each
     benchmark.extra_info |= told
-    assert told["loss"] == pytest.approx(told["whole_loss"], rel=1e-5)
+    assert told["loss"] == pytest.approx(told["whole_loss"], rel=1e-5 if EXACT else 0.02)
+    if not EXACT:
+        return
     assert told["peak_bytes"] <= PEAK_BAR_BYTES
     assert told["time_ratio"] <= TIME_BAR
     if CASES[name].keep < 1:

@@ -17,12 +17,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from bars import ceilings
 
-from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.decoding import Shapes, make_stepper
 from specalign.decoding.session import Session
 from specalign.files import write_json
-from specalign.models.load import load_model, resolve_device
+from specalign.models.load import load_model, resolve_device, resolve_dtype
+from specalign.models.packing import can_pack
 from specalign.models.properties import n_parameters
 from specalign.provenance import stamp
 
@@ -38,10 +39,12 @@ def main() -> None:
     parser.add_argument("--compiled", type=int, nargs="*", default=[1, 5], help="those that are compiled too")
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", help="auto: bfloat16 on CUDA, else float32")
     parser.add_argument("--output", type=Path, required=True)
     args = parser.parse_args()
     device = resolve_device(args.device)
-    facts = stamp(str(device)) | {"copy_bytes_per_s": copy_bytes_per_s(device)}
+    dtype = resolve_dtype(args.dtype, device)
+    facts = stamp(str(device)) | ceilings(device, dtype)
     calls, compile_s = prepare(args, device)
     seconds = alternate(calls, args.rounds)
     medians = {
@@ -50,6 +53,7 @@ def main() -> None:
     result = {
         "provenance": facts,
         "model": args.model,
+        "dtype": str(dtype),
         "context_tokens": CONTEXT,
         "rounds": args.rounds,
         "compile_s": compile_s,
@@ -66,7 +70,7 @@ Calls = dict[str, dict[int, Callable[[], object]]]
 @torch.inference_mode()
 def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Calls, dict[str, float]]:
     """Every call by runtime and number of tokens, and the seconds that each compiled size took."""
-    model = load_model(args.model, dtype=torch.float32, device=device)
+    model = load_model(args.model, dtype=resolve_dtype(args.dtype, device), device=device)
     print(f"{args.model}: {n_parameters(model):,} parameters", flush=True)
     compile_s: dict[str, float] = {}
     begun = [time.monotonic()]
@@ -80,7 +84,8 @@ def prepare(args: argparse.Namespace, device: torch.device) -> tuple[Calls, dict
         shapes = Shapes(tuple(args.compiled), CAPACITY)
         begun[0] = time.monotonic()
         steppers["compiled"] = make_stepper(model, "compiled", shapes=shapes, progress=note)
-    steppers["packed"] = make_stepper(copy.deepcopy(model), "packed")
+    if can_pack(model.get_output_embeddings().weight):
+        steppers["packed"] = make_stepper(copy.deepcopy(model), "packed")
     prompt = [int(n) for n in torch.randint(100, 1000, (CONTEXT,), generator=torch.Generator().manual_seed(0))]
     calls: Calls = {}
     for name, stepper in steppers.items():

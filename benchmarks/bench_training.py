@@ -6,7 +6,8 @@ Same teacher, student (a slice of four layers with the whole vocabulary), prompt
 lengths and divergence (JSD, beta 0.5), all in float32: each step samples whole responses from the student, scores
 them with the teacher and updates the student. Each side runs in a process of its own, in turns; the first step of a
 process warms it up and is left out. trl is an optional extra (``peers``); without it our own side is measured alone.
-Peak memory is the high-water mark of the resident set while steps run (Linux only); loading is left out.
+Peak memory is the high-water mark of the resident set while steps run (Linux only), of the allocated tensors with
+``--device cuda``, where only our own side is measured, in the precision that a recipe has there; loading is left out.
 """
 
 from __future__ import annotations
@@ -28,12 +29,13 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from bars import judged, peak_bytes, resident_bytes, restart_peak
+from bars import ceilings, judged, peak_bytes, resident_bytes, restart_peak
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase, Qwen2Config
 
 from specalign.data import Prompt, encode_prompts, load_examples
+from specalign.decoding.clock import Clock
 from specalign.files import write_json
-from specalign.models.load import load_model, load_tokenizer
+from specalign.models.load import load_model, load_tokenizer, resolve_device, resolve_dtype
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.provenance import BusyMeter, stamp
 from specalign.templates import prompt_text
@@ -87,6 +89,8 @@ def main() -> int:
     parser.add_argument("--temperature", type=float, default=0.9)
     parser.add_argument("--steps", type=int, default=5, help="steps of a process, the first left out")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each side")
+    parser.add_argument("--teacher", default="builtin:smollm2")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument(
         "--qwen", action="store_true", help="a step of Qwen2.5's sizes too, random weights, 16 GB"
     )
@@ -103,12 +107,14 @@ def main() -> int:
 
 def compare(args: argparse.Namespace) -> int:
     """Both sides in turns."""
-    provenance, load = stamp("cpu"), BusyMeter()
-    sides = ["specalign"] + (["trl"] if _version("trl") else [])
+    device = resolve_device(args.device)
+    provenance = stamp(str(device)) | ceilings(device, resolve_dtype("auto", device))
+    load = BusyMeter()
+    sides = ["specalign"] + (["trl"] if _version("trl") and device.type == "cpu" else [])
     runs: dict[str, list[dict[str, Any]]] = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         args.models = Path(folder)
-        make_models(args.models)
+        make_models(args.models, args.teacher)
         for _ in range(args.rounds):
             for side in sides:
                 runs[side].append(in_process(side, args))
@@ -123,11 +129,11 @@ def compare(args: argparse.Namespace) -> int:
     return int(not all(verdict["met"] for verdict in verdicts))
 
 
-def make_models(folder: Path) -> None:
+def make_models(folder: Path, name: str) -> None:
     """Teacher and student as plain checkpoints that both sides load."""
-    teacher = load_model("builtin:smollm2", dtype=torch.float32)
+    teacher = load_model(name, dtype=torch.float32)
     student = slice_layers(teacher, choose_layers(teacher.config.num_hidden_layers, N_LAYERS))
-    tokenizer = load_tokenizer("builtin:smollm2")
+    tokenizer = load_tokenizer(name)
     for name, model in (("teacher", teacher), ("student", student)):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
@@ -136,7 +142,7 @@ def make_models(folder: Path) -> None:
 def in_process(side: str, args: argparse.Namespace) -> dict[str, Any]:
     """One side, measured in a fresh process."""
     command = [sys.executable, __file__, "--side", side, "--models", str(args.models)]
-    for name in ("batch", "new_tokens", "prompt_tokens", "temperature", "steps"):
+    for name in ("batch", "new_tokens", "prompt_tokens", "temperature", "steps", "device"):
         command += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
@@ -146,9 +152,10 @@ def in_process(side: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 class Steps:
-    """Seconds and trained tokens of each step, and the peak of the resident set from the second step on."""
+    """Seconds and trained tokens of each step, and the peak of memory from the second step on."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.clock = device, Clock(device)
         self.seconds: list[float] = []
         self.tokens: list[int] = []
         self.resident_bytes = 0
@@ -156,26 +163,27 @@ class Steps:
 
     def begin(self) -> None:
         if len(self.seconds) == 1:
-            self.resident_bytes = resident_bytes()
-            restart_peak()
-        self._begun = time.perf_counter()
+            self.resident_bytes = resident_bytes(self.device)
+            restart_peak(self.device)
+        self._begun = self.clock.settle()
 
     def end(self, n_tokens: int) -> None:
-        self.seconds.append(time.perf_counter() - self._begun)
+        self.seconds.append(self.clock.settle() - self._begun)
         self.tokens.append(n_tokens)
 
     def found(self) -> dict[str, Any]:
         return {
             "step_s": self.seconds[1:],
             "tokens": self.tokens[1:],
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": peak_bytes(self.device),
             "resident_before_bytes": self.resident_bytes,
         }
 
 
 def specalign_side(args: argparse.Namespace) -> dict[str, Any]:
     """`specalign-train`'s own loop, with a clock around each step."""
-    steps = Steps()
+    device = resolve_device(args.device)
+    steps = Steps(device)
     spent: dict[str, float] = defaultdict(float)
     config = recipe(args, args.models / "run")
     plain = loop.step
@@ -193,7 +201,8 @@ def specalign_side(args: argparse.Namespace) -> dict[str, Any]:
         with patch.object(loop, "validate", lambda run, begun: None):
             loop.train(config, materials)
     found = steps.found()
-    found["outside_work"] = 1 - sum(spent.values()) / sum(found["step_s"])
+    if device.type == "cpu":  # elsewhere calls end before their work
+        found["outside_work"] = 1 - sum(spent.values()) / sum(found["step_s"])
     return found | {"work_s": dict(spent), "planned_bytes": make_plan(config).total}
 
 
@@ -203,7 +212,7 @@ def recipe(args: argparse.Namespace, output: Path) -> TrainConfig:
         method="distillspec",
         output=output,
         overwrite=True,
-        device="cpu",
+        device=args.device,
         teacher=TeacherConfig(model=str(args.models / "teacher")),
         student=StudentConfig(model=str(args.models / "student")),
         data=DataConfig(
@@ -264,7 +273,7 @@ def trl_side(args: argparse.Namespace) -> dict[str, Any]:
     from transformers import TrainerCallback
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
-    steps, counted = Steps(), 0
+    steps, counted = Steps(torch.device("cpu")), 0
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -345,7 +354,10 @@ def qwen_side(args: argparse.Namespace) -> dict[str, Any]:
         shape.save_pretrained(folder / name)
         models[name] = AutoModelForCausalLM.from_config(shape)
         models[name].generation_config.eos_token_id = None
+    device = resolve_device(args.device)
+    torch.nn.Module.to(models["student"], device)
     teacher = models["teacher"].eval().requires_grad_(False)
+    torch.nn.Module.to(teacher, device, resolve_dtype("auto", device))
     config = recipe(args, folder / "run")
     config = replace(
         config,
@@ -367,7 +379,7 @@ def qwen_side(args: argparse.Namespace) -> dict[str, Any]:
         validation=None,  # type: ignore[arg-type]  # not looked at by a step
         packed=True,
     )
-    steps = Steps()
+    steps = Steps(device)
     for _ in range(3):
         steps.begin()
         steps.end(loop.step(run).n_tokens)
@@ -396,7 +408,7 @@ def verdicts_on(summary: dict[str, dict[str, float]]) -> list[dict[str, Any]]:
     found = [
         ours["tokens_per_s"] / theirs["tokens_per_s"] if theirs else None,
         ours["peak_bytes"] / theirs["peak_bytes"] if theirs else None,
-        ours["outside_work"],
+        ours.get("outside_work"),
     ]
     return judged(BARS, found)
 
