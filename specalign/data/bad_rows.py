@@ -38,7 +38,8 @@ def require_usable(source: str, n_good: int, bad: Sequence[BadRow], *, skip: boo
     if not bad:
         return
     if not skip:
-        raise UserError(f"{source}: {listed(bad)}; mend the data, or leave such rows out with --skip-bad-rows")
+        rest = ", or leave such rows out with --skip-bad-rows" if len(bad) <= n_good else ""
+        raise UserError(f"{source}: {listed(bad)}; mend the data{rest}")
     if len(bad) > n_good:
         raise UserError(
             f"{source}: --skip-bad-rows would leave out {len(bad)} of {n_good + len(bad)} rows, more than it keeps: "

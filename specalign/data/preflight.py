@@ -12,7 +12,7 @@ from specalign.data.examples import Columns, Split
 from specalign.data.files import is_folder, is_local, require_file
 from specalign.data.prompts import Prompt
 from specalign.data.sources import HUB, HubSet, Reading, has_splits, hub_set, read_examples, split_note
-from specalign.data.turns import Template, adds_end
+from specalign.data.turns import DATE, Template, adds_end, writes_date
 from specalign.errors import UserError
 from specalign.preflight import Caution
 
@@ -51,6 +51,8 @@ def describe_prompts(
     """Which template they have, how long they are, and how many are cut to fit."""
     chat = template == "chat" or (template == "auto" and tokenizer.chat_template)
     kind = "the tokenizer's chat template" if chat else "plain text"
+    if chat and writes_date(tokenizer):
+        kind += f" (with the date of {DATE}, on every day)"
     longest = max(len(prompt.input_ids) for prompt in prompts)
     n_cut = sum(prompt.n_truncated > 0 for prompt in prompts)
     found = f"{kind}, up to {longest} tokens; {n_cut} of {len(prompts)} documents are cut to fit"

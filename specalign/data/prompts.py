@@ -10,7 +10,7 @@ from functools import partial
 from transformers import PreTrainedTokenizerBase
 
 from specalign.data.cutting import cut_before
-from specalign.data.examples import Example, lone_surrogate
+from specalign.data.examples import Example, lone_surrogate, with_distinct_ids
 from specalign.data.turns import Template, Turns, end_of_turn, saying, turns_of
 from specalign.errors import UserError
 from specalign.templates import PLACE
@@ -46,7 +46,8 @@ def encode_prompts(
     template, ``plain`` adds the special tokens of plain text alone, ``auto`` is chat where there is a
     template. A plain prompt goes on: an end-of-sequence token that the tokenizer adds is left off, unless
     ``keep_end`` (for encoders). A document is cut after a sentence or a word where one ends near the limit, and
-    between characters in any case. Raises UserError for a prompt without its place, a missing or failing chat
+    between characters in any case. A repeated id gets a number
+    behind it. Raises UserError for a prompt without its place, a missing or failing chat
     template, a limit that leaves no room for a document, and a row that the tokenizer refuses, by its id.
     """
     if PLACE not in prompt:
@@ -59,7 +60,7 @@ def encode_prompts(
         saying(
             f"row {example.id!r} is refused", partial(_encode, example, turns, end, prompt, max_prompt_tokens)
         )
-        for example in examples
+        for example in with_distinct_ids(examples)
     ]
 
 

@@ -113,12 +113,15 @@ def load_splits(
     ``tell`` says so, as it does where a file is cut into splits. A split is the same whatever the limit of an
     earlier one of these three. Raises UserError as :func:`load_examples` does, and where nothing remains.
     """
-    loaded = {
-        split: load_examples(source, split, columns=columns, limit=limit, skip_bad_rows=skip_bad_rows)
+    read = {
+        split: read_examples(source, split, columns=columns, limit=limit, skip_bad_rows=skip_bad_rows)
         for split, limit in limits.items()
     }
     if not has_splits(source):
         tell(split_note(source))
+    for line in dict.fromkeys(listed(found.bad) for found in read.values() if found.bad):
+        tell(f"{source}: left out {line}")
+    loaded = {split: found.examples for split, found in read.items()}
     kept = disjoint(loaded)
     for split, examples in loaded.items():
         n_shared = len(examples) - len(kept[split])

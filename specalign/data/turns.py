@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
@@ -11,6 +12,14 @@ from transformers import PreTrainedTokenizerBase
 from specalign.errors import UserError, unknown
 
 Template = Literal["auto", "chat", "plain"]
+DATE = date(2025, 1, 1)
+"""Written where a chat template asks for today's date: prompts, and what is stored of them, stay as they were."""
+CLOCK = (
+    "{% macro strftime_now(format) %}{{ format"
+    + "".join(f" | replace('%{mark}', '{DATE:%{mark}}')" for mark in "AaBbdmYyjHIMSp")
+    + " }}{%- endmacro %}{{ '' }}"
+)
+"""Stands before such a template, and in place of its own function."""
 PROBE = "specalign"
 """A text by which the place of a message in the template is found."""
 
@@ -28,10 +37,7 @@ class Turns:
     def prompt_ids(self, text: str) -> list[int]:
         """The user's message as token ids, up to where the model goes on."""
         if self.chat:
-            message = [{"role": "user", "content": text}]
-            return list(
-                self.tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)
-            )
+            return list(_write(self.tokenizer, [("user", text)], add_generation_prompt=True, return_dict=False))
         ids = list(self.tokenizer(text)["input_ids"])
         return ids if self.keep_end else without_end(self.tokenizer, ids)
 
@@ -96,14 +102,24 @@ def saying(what: str, work: Callable[[], Any]) -> Any:
         raise UserError(f"{what}: {type(error).__name__}: {reason}") from None
 
 
+def writes_date(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template asks for today's date; it is given :data:`DATE` at midnight."""
+    return "strftime_now" in str(tokenizer.chat_template)
+
+
+def _write(tokenizer: PreTrainedTokenizerBase, turns: Sequence[tuple[str, str]], **options: Any) -> Any:
+    """The chat template's text or ids of a conversation of (role, content), the same on every day."""
+    messages = [{"role": role, "content": content} for role, content in turns]
+    template = CLOCK + tokenizer.get_chat_template() if writes_date(tokenizer) else None
+    return tokenizer.apply_chat_template(messages, chat_template=template, **options)
+
+
 def _require_message(tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError unless the template writes a user's message."""
     remedy = "mend the tokenizer's chat template, or set data.template = plain"
     text = saying(
         f"the chat template fails on a user's message ({remedy})",
-        lambda: tokenizer.apply_chat_template(
-            [{"role": "user", "content": PROBE}], add_generation_prompt=True, tokenize=False
-        ),
+        lambda: _write(tokenizer, [("user", PROBE)], add_generation_prompt=True, tokenize=False),
     )
     if PROBE not in text:
         raise UserError(f"the chat template leaves the user's message out: does it want it in parts? {remedy}")
@@ -111,9 +127,8 @@ def _require_message(tokenizer: PreTrainedTokenizerBase) -> None:
 
 def _after_answer(tokenizer: PreTrainedTokenizerBase) -> str:
     """What the template writes behind an assistant's answer; empty where it refuses one."""
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": PROBE}]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+        text = str(_write(tokenizer, [("user", "?"), ("assistant", PROBE)], tokenize=False))
     except Exception:  # a template without such a turn
         return ""
     return text.rpartition(PROBE)[2] if PROBE in text else ""

@@ -194,7 +194,7 @@ BAD = ('{"document": "a"}', "{", '{"document": ""}', "[1]", '{"document": "b"}')
 
 def test_all_bad_rows_are_listed_by_their_line(tmp_path: Path) -> None:
     path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(BAD) + "\n")
+    path.write_text("\n".join([*BAD, BAD[0]]) + "\n")
     with pytest.raises(UserError) as caught:
         load_examples(str(path), "all")
     assert "3 bad rows: line 2: not JSON" in str(caught.value)

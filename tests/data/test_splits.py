@@ -88,6 +88,16 @@ def test_one_file_for_all_splits_is_cut_and_it_is_said(tmp_path: Path) -> None:
     assert load_examples(str(path), "test") == found["test"]
 
 
+def test_bad_rows_of_a_file_are_told_once_for_all_splits(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    write(path, [f"d {number}" for number in range(9)])
+    path.write_text(path.read_text() + "{\n")
+    told: list[str] = []
+    load_splits(str(path), dict.fromkeys(SPLITS), skip_bad_rows=True, tell=told.append)
+    (line,) = (line for line in told if "left out" in line)
+    assert "1 bad row: line 10: not JSON" in line
+
+
 def test_one_row_for_all_is_refused(tmp_path: Path) -> None:
     write(tmp_path / "data.jsonl", ["d"] * 9)
     with pytest.raises(UserError, match=r"1 different documents: too few"):

@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from specalign.data import Example, encode_prompts
-from specalign.data.turns import adds_end, end_of_turn
+from specalign.data.turns import adds_end, end_of_turn, turns_of, writes_date
 from specalign.errors import UserError
 
 GEMMA = (
@@ -110,6 +110,21 @@ def test_a_row_that_the_tokenizer_refuses_is_named() -> None:
     rows = [Example("first", "a"), Example("second", "b")]
     with pytest.raises(UserError, match=r"^row 'second' is refused: TypeError: TextEncodeInput must be Union"):
         encode_prompts(rows, picky, prompt="{document}", max_prompt_tokens=9)
+
+
+def test_a_template_with_a_clock_writes_the_same_on_every_day(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = words("\n{{ strftime_now('%d %b %Y %H:%M:%S') }} {{ messages[0]['content'] }}")
+    assert writes_date(tokenizer)
+    assert not writes_date(words(GEMMA))
+    seen: list[str] = []
+
+    def read(_self: object, text: str, **_: object) -> dict[str, list[int]]:
+        seen.append(text)
+        return {"input_ids": [1]}
+
+    monkeypatch.setattr(type(tokenizer), "__call__", read)
+    turns_of(tokenizer, "chat").prompt_ids("a")
+    assert seen == ["\n01 Jan 2025 00:00:00 a"]
 
 
 def test_half_a_character_in_the_prompt_is_named() -> None:
