@@ -58,12 +58,18 @@ def _drafter(name: str, path: str) -> models.Outline:
         raise UserError(f"drafter {name!r}: {error}") from None
 
 
-def _weights_check(config: BenchConfig, what: str, model: str) -> list[Check]:
+def _weights_check(config: BenchConfig, what: str, model: str, drafter: str = "") -> list[Check]:
     """The headers of the files that this process will load; a server loads its own."""
     if config.engine.name != "own":
         return []
-    remote = config.target.trust_remote_code
-    return [(what, lambda: check_weights(model, trust_remote_code=remote))]
+
+    def check() -> str:
+        try:
+            return check_weights(model, trust_remote_code=config.target.trust_remote_code)
+        except UserError as error:
+            raise UserError(f"drafter {drafter!r}: {error}" if drafter else str(error)) from None
+
+    return [(what, check)]
 
 
 def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outlined) -> list[Check]:
@@ -79,7 +85,7 @@ def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: O
 
     return [
         (name, lambda: models.describe(drafter())),
-        *_weights_check(config, f"{name}: weights", named_drafters(config)[name]),
+        *_weights_check(config, f"{name}: weights", named_drafters(config)[name], name),
         (f"{name}: same kind", lambda: models.check_same_kind(drafter(), target())),
         (f"{name}: same token ids", same_ids),
         (f"{name}: vocabulary", lambda: models.check_width(drafter())),

@@ -1,5 +1,7 @@
 """specalign-bench check: a table of findings, exit code 2 where a run could not work, and no weight loaded."""
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,3 +77,29 @@ def test_an_encoder_decoder_target_is_not_compiled(bench: Bench, models_folder: 
         config = parse_run(bench(*flags, runtime, drafters=())[1:])
         checks = {finding.check: finding for finding in findings(config, data=False)}
         assert checks["runtime"].verdict == verdict
+
+
+def test_a_target_whose_positions_scale_with_the_length_is_refused_where_a_run_could_reach_it(
+    bench: Bench, models_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "longrope"
+    shutil.copytree(models_folder / "target", folder)
+    table = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    scaled = table | {"factor": 2.0, "original_max_position_embeddings": 32}
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"rope_parameters": scaled}))
+    for longest, verdict in (("20", "ok"), ("21", "failed")):
+        words = bench("--target.model", str(folder), "--data.max-prompt-tokens", longest, drafters=())
+        checks = {finding.check: finding for finding in findings(parse_run(words[1:]), data=False)}
+        assert checks["context"].verdict == verdict
+    assert "(longrope) beyond 32 tokens, and 33 are asked for" in checks["context"].detail
+
+
+def test_damaged_weights_are_found_in_their_headers(bench: Bench, models_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(models_folder / "copy", tmp_path / "cut")
+    path = tmp_path / "cut" / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    words = bench("--target.model", str(tmp_path / "cut"), drafters=())
+    checks = {finding.check: finding for finding in findings(parse_run(words[1:]), data=False)}
+    assert checks["weights"].verdict == "failed"
+    assert "model.safetensors" in checks["weights"].detail

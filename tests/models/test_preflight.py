@@ -120,6 +120,17 @@ def test_context_lengths(made: Any) -> None:
     )
 
 
+def test_a_context_that_position_scaling_shortens_says_so(made: Any) -> None:
+    table = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    scaled = table | {"factor": 4.0, "original_max_position_embeddings": 16}
+    model = made(LlamaConfig(**SIZES, max_position_embeddings=64, rope_parameters=scaled))
+    assert preflight.check_context(model, "teacher", (10, 6), ("a", "b")) == "16 of 16 positions"
+    with pytest.raises(
+        UserError, match=r"the teacher's context of 16 \(beyond it, its longrope scaling changes"
+    ):
+        preflight.check_context(model, "teacher", (10, 7), ("a", "b"))
+
+
 def test_the_end_of_a_text(made: Any) -> None:
     assert preflight.check_end(made(LlamaConfig(**SIZES)), 1) == "texts end with 1 '</s>'"
     never = made(LlamaConfig(**SIZES | {"eos_token_id": None}))
