@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -62,17 +61,6 @@ def encode_prompts(
         )
         for example in with_distinct_ids(examples)
     ]
-
-
-def prompts_sha256(prompts: Iterable[Prompt]) -> str:
-    """Identity of the data that a run uses: a hash of every row as the model reads it, in their order.
-
-    Token ids of prompts and references and the references' texts enter it, ids and categories do not.
-    """
-    digest = hashlib.sha256()
-    for prompt in prompts:
-        digest.update(repr((prompt.input_ids, prompt.reference_ids, prompt.reference)).encode())
-    return digest.hexdigest()
 
 
 def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit: int) -> Prompt:
