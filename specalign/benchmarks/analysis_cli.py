@@ -76,7 +76,8 @@ class StudyConfig:
     """Write RUN/answer.md: which objective, for which decoding, by how much; its drafters are named OBJECTIVE-SEED."""
 
     training: Path | None = None
-    """Folder of the training runs, OBJECTIVE/seed-N: their validation curves are kept as RUN/training.json."""
+    """Folder of the training runs, OBJECTIVE/seed-N: their validation curves are kept as RUN/training.json,
+    their acceptance on test prompts (data.n-test) as RUN/held_out.json."""
     baseline: str = ""
     """Objective to compare with; empty: that of RUN/hypotheses.toml, else the first with several seeds."""
 
@@ -190,6 +191,7 @@ def seeds_command(arguments: Sequence[str]) -> None:
 def study_command(arguments: Sequence[str]) -> None:
     """``specalign-bench study RUN --training runs/study``."""
     (folder,), config = run_folders("study", arguments, StudyConfig(), most=1)
+    from specalign.analysis.held_out import HELD_OUT, as_json, collect
     from specalign.analysis.study import TRAINING, curves_of
     from specalign.files import write_json
     from specalign.reports.study import write_study
@@ -198,6 +200,8 @@ def study_command(arguments: Sequence[str]) -> None:
         if not config.training.is_dir():
             raise UserError(f"no such folder: {config.training}")
         write_json(folder / TRAINING, curves_of(config.training))
+        if found := collect(config.training):
+            write_json(folder / HELD_OUT, as_json(found))
     answer = write_study(folder, config.baseline)
     print(answer.read_text(encoding="utf-8"))
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from specalign.analysis.held_out import read_held_out
 from specalign.analysis.seeds import Comparison, Setting
 from specalign.analysis.study import (
     SIGNIFICANT,
@@ -23,6 +24,7 @@ from specalign.analysis.study import (
     read_study,
 )
 from specalign.files import atomic_path, write_text
+from specalign.reports.held_out import held_out_lines
 from specalign.reports.style import new_figure
 from specalign.reports.tables import NONE, interval, markdown_table
 from specalign.results import LOOKUP
@@ -44,7 +46,8 @@ the folder's name."""
 def write_study(folder: Path, baseline: str = "") -> Path:
     """Write answer.md and learning.png into the run folder; equal files give equal answers."""
     draw(read_curves(folder), folder / PICTURE)
-    write_text(folder / ANSWER_FILE, "\n".join(answer(read_study(folder, baseline))) + "\n")
+    lines = [*answer(read_study(folder, baseline)), *held_out_lines(read_held_out(folder))]
+    write_text(folder / ANSWER_FILE, "\n".join(lines) + "\n")
     return folder / ANSWER_FILE
 
 
@@ -85,8 +88,8 @@ def _held_out(curves: Curves, key: str, name: str) -> str:
         else f"within the seeds of others (up to {best.others_best:.3f}, {best.closest})"
     )
     return (
-        f"**Teacher-forced {name} on held-out prompts: {best.arm} ends highest, {np.mean(best.ends):.3f} "
-        f"({_range(best.ends)})**, {verdict}."
+        f"**Teacher-forced {name} on validation prompts, which also chose the arms and the rate: {best.arm} ends "
+        f"highest, {np.mean(best.ends):.3f} ({_range(best.ends)})**, {verdict}."
     )
 
 

@@ -109,7 +109,9 @@ class DataConfig:
     n_train: CountOrZero = 0
     """Training prompts; 0: the whole split."""
     n_validation: Count = 32
-    """Validation prompts."""
+    """Validation prompts, which choose weights, and rates and objectives between runs."""
+    n_test: CountOrZero = 0
+    """Test prompts, used for nothing else: held_out.jsonl has the finished student's acceptance on each; 0: none."""
     __pydantic_config__ = STRICT
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,14 @@ from torch import Tensor
 from specalign import provenance
 from specalign.config import as_table
 from specalign.errors import UserError
-from specalign.files import write_json
+from specalign.files import write_json, write_jsonl
 from specalign.training import folder
 from specalign.training.checkpoints import BEST, FOLDER, list_checkpoints, load_best, read_best, sweep
 from specalign.training.config import UNTRAINED
 from specalign.training.journal import checkpoint
 from specalign.training.materials import Materials
 from specalign.training.setup import Run
+from specalign.training.validation import make_validation
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) 
         if kept is not None and kept.step != step:
             load_best(run.path, run.pair.student)
             step = kept.step
+        write_held_out(run, materials)
         write_student(run, materials)
         write_json(run.path / folder.PROVENANCE, {**facts_of(run, materials, course, step, begun), **stamp})
     except (OSError, SafetensorError) as error:
@@ -69,6 +71,13 @@ def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) 
     print(f"{run.path}: {last_line(run, course, step)}", flush=True)
     if warning := no_gain(run, course):
         print(f"specalign-train: warning: {run.path}: {warning}", flush=True)
+
+
+def write_held_out(run: Run, materials: Materials) -> None:
+    """held_out.jsonl: the finished student's acceptance on each test prompt, which nothing has looked at before."""
+    if materials.test:
+        test = replace(make_validation(materials, "test"), gamma=run.config.logging.probe_gamma)
+        write_jsonl(run.path / folder.HELD_OUT, test.by_prompt(run.pair))
 
 
 def write_student(run: Run, materials: Materials) -> None:

@@ -22,6 +22,7 @@ from specalign.training.config import TrainConfig
 RECIPE = "recipe.toml"
 LOG = "train.jsonl"
 PROVENANCE = "provenance.json"
+HELD_OUT = "held_out.jsonl"
 FREE = ("output", "overwrite", "recipe", "compare", "logging", "device")
 """Keys that a rerun may change without becoming another run."""
 

@@ -61,6 +61,8 @@ def train(config: TrainConfig, materials: Materials, validation: Validation | No
                 validate(run, begun)
         loop(run, bar, begun)
     optimiser_state = gathered_state(run.optimiser)
+    if config.data.n_test:
+        materials.responses("test")  # on every process, which wait for each other there
     with whole(run.pair.student):
         if distributed.rank() == 0:
             secure(run, optimiser_state)

@@ -49,6 +49,9 @@ ALIGN_BATCH = 16
 PROBE_TOKENS = 4_000
 """Tokens of teacher responses that pick = "influence" looks at."""
 
+HELD_APART: tuple[Split, ...] = ("train", "validation", "test")
+"""Parts of the data that share no document."""
+
 
 @dataclass
 class Materials:
@@ -61,6 +64,7 @@ class Materials:
     teacher: PreTrainedModel
     train: list[Prompt]
     validation: list[Prompt]
+    test: list[Prompt] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds of each preparation, by name."""
     _responses: dict[str, dict[str, Tokens]] = field(default_factory=dict)
@@ -113,6 +117,10 @@ class Materials:
             "transformers": transformers.__version__,
         }
 
+    def prompts(self, split: Split) -> list[Prompt]:
+        """The prompts of a split."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}[split]
+
     def responses(self, split: Split) -> dict[str, Tokens]:
         """The teacher's response to each prompt of a split, from the cache where it is there."""
         if split not in self._responses:
@@ -122,7 +130,7 @@ class Materials:
 
     def references(self, split: Split) -> dict[str, Tokens]:
         """The data set's reference for each prompt that has one."""
-        prompts = self.train if split == "train" else self.validation
+        prompts = self.prompts(split)
         limit = self.config.data.max_response_tokens
         return {prompt.id: prompt.reference_ids[:limit] for prompt in prompts if prompt.reference_ids}
 
@@ -243,7 +251,7 @@ class Materials:
 
     def _teacher_writes(self, split: Split) -> dict[str, Tokens]:
         config = self.config
-        prompts = self.train if split == "train" else self.validation
+        prompts = self.prompts(split)
         temperature = config.rollout.teacher_temperature
         facts: dict[str, object] = {
             "teacher": self.model_identity(config.teacher.model),
@@ -293,7 +301,7 @@ def load_materials(config: TrainConfig) -> Materials:
         )
 
     # what is wrong with the prompts is said before a model is loaded
-    prompts = encoded(splits["train"]), encoded(splits["validation"])
+    train, validation, test = (encoded(splits.get(split, [])) for split in HELD_APART)
     teacher = load_model(
         config.teacher.model,
         dtype=resolve_dtype(config.teacher.dtype, device),
@@ -303,19 +311,22 @@ def load_materials(config: TrainConfig) -> Materials:
         trust_remote_code=config.teacher.trust_remote_code,
     ).requires_grad_(False)
     add_end(teacher, end_of_turn(tokenizer, config.data.template))
-    materials = Materials(config, device, tokenizer, teacher, *prompts, rows=rows_identity(splits))
+    materials = Materials(
+        config, device, tokenizer, teacher, train, validation, test, rows=rows_identity(splits)
+    )
     _tell_what_was_cut(materials)
     return materials
 
 
 def data_facts(materials: Materials) -> dict[str, int]:
     """How many prompts there are, and what of them was cut to fit."""
-    prompts = [*materials.train, *materials.validation]
+    prompts = [*materials.train, *materials.validation, *materials.test]
     limit = materials.config.data.max_response_tokens
     cut = [prompt.n_truncated for prompt in prompts if prompt.n_truncated]
     return {
         "n_train": len(materials.train),
         "n_validation": len(materials.validation),
+        "n_test": len(materials.test),
         "n_truncated_prompts": len(cut),
         "n_truncated_prompt_tokens": sum(cut),
         "n_truncated_references": sum(len(prompt.reference_ids) > limit for prompt in prompts),
@@ -324,9 +335,10 @@ def data_facts(materials: Materials) -> dict[str, int]:
 
 def _tell_what_was_cut(materials: Materials) -> None:
     facts = data_facts(materials)
+    n_prompts = sum(facts[f"n_{split}"] for split in HELD_APART)
     if rank() == 0 and (facts["n_truncated_prompts"] or facts["n_truncated_references"]):
         print(
-            f"specalign-train: of {facts['n_train'] + facts['n_validation']} prompts, {facts['n_truncated_prompts']} "
+            f"specalign-train: of {n_prompts} prompts, {facts['n_truncated_prompts']} "
             f"are cut to data.max_prompt_tokens (by {facts['n_truncated_prompt_tokens']} tokens in all), and "
             f"{facts['n_truncated_references']} references to data.max_response_tokens",
             flush=True,
@@ -335,9 +347,10 @@ def _tell_what_was_cut(materials: Materials) -> None:
 
 def load_data(data: DataConfig) -> dict[Split, list[Example]]:
     """The examples of each split, limited as the recipe says; no document is in two splits."""
+    limits: dict[Split, int | None] = {"train": data.n_train or None, "validation": data.n_validation}
     return load_splits(
         data.source,
-        {"train": data.n_train or None, "validation": data.n_validation or None},
+        limits | ({"test": data.n_test} if data.n_test else {}),
         columns=Columns(data.document, data.reference),
         skip_bad_rows=data.skip_bad_rows,
         tell=lambda line: print(f"specalign-train: {line}", flush=True) if rank() == 0 else None,

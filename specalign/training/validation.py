@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from specalign.data.examples import Split
 from specalign.decoding.drafters import ModelDrafter
 from specalign.decoding.generate import generate
 from specalign.training.materials import Materials
@@ -54,28 +56,50 @@ class Validation:
     max_response_tokens: int
     gamma: int = 4
     """Draft length of the expected tau and of the probe."""
+    prompt_ids: tuple[str, ...] = ()
+    """Ids of the prompts."""
 
-    @torch.no_grad()
     def score(self, pair: Pair) -> Score:
         """Teacher-forced metrics of the student."""
-        was_training = pair.student.training
-        pair.student.eval()
-        alphas: list[list[float]] = []
-        agreements: list[Tensor] = []
-        for layout, teacher_states in self.batches:
-            found = overlaps(pair, layout, teacher_states)
-            agreements.append(found.agreement)
-            for sequence in layout.sequence_ids.unique().tolist():
-                alphas.append(found.alpha[layout.sequence_ids == sequence].tolist())
-        pair.student.train(was_training)
+        alphas, agreements = self._measured(pair)
         flat = [value for sequence in alphas for value in sequence]
         return Score(
             alpha=sum(flat) / len(flat),
             alpha_se=clustered_se(alphas),
-            agreement=float(torch.cat(agreements).mean()),
+            agreement=sum(map(sum, agreements)) / len(flat),
             tau=expected_tau(alphas, self.gamma),
             n_positions=len(flat),
         )
+
+    def by_prompt(self, pair: Pair) -> list[dict[str, Any]]:
+        """The same of every prompt, with its id: the lines of held_out.jsonl."""
+        return [
+            {
+                "prompt_id": name,
+                "n_positions": len(alpha),
+                "alpha": sum(alpha) / len(alpha),
+                "agreement": sum(agreement) / len(alpha),
+                "gamma": self.gamma,
+                "n_windows": max(0, len(alpha) - self.gamma + 1),
+                "tau": expected_tau([alpha], self.gamma),
+            }
+            for name, alpha, agreement in zip(self.prompt_ids, *self._measured(pair), strict=True)
+        ]
+
+    @torch.no_grad()
+    def _measured(self, pair: Pair) -> tuple[list[list[float]], list[list[float]]]:
+        """sum_v min(p, q), and 1 where the argmax is the same, at each position of each sequence."""
+        was_training = pair.student.training
+        pair.student.eval()
+        alphas: list[list[float]] = []
+        agreements: list[list[float]] = []
+        for layout, teacher_states in self.batches:
+            found = overlaps(pair, layout, teacher_states)
+            for sequence in layout.sequence_ids.unique().tolist():
+                alphas.append(found.alpha[layout.sequence_ids == sequence].tolist())
+                agreements.append(found.agreement[layout.sequence_ids == sequence].tolist())
+        pair.student.train(was_training)
+        return alphas, agreements
 
     def probe(self, pair: Pair, n_prompts: int, generator: torch.Generator) -> Probe:
         """Decode the first prompts speculatively at temperature 1, with the drafter as it will be used."""
@@ -102,10 +126,10 @@ class Validation:
         )
 
 
-def make_validation(materials: Materials) -> Validation:
-    """Lay out the teacher's responses to the validation prompts and run the teacher over them."""
-    responses = materials.responses("validation")
-    prompts = [prompt for prompt in materials.validation if responses[prompt.id]]
+def make_validation(materials: Materials, split: Split = "validation") -> Validation:
+    """Lay out the teacher's responses to the prompts of a split that is held out, and run the teacher over them."""
+    responses = materials.responses(split)
+    prompts = [prompt for prompt in materials.prompts(split) if responses[prompt.id]]
     rows = [row_of(materials, prompt.input_ids, responses[prompt.id]) for prompt in prompts]
     batches = []
     for begin in range(0, len(rows), BATCH):
@@ -116,6 +140,7 @@ def make_validation(materials: Materials) -> Validation:
         tuple(batches),
         tuple(prompt.input_ids for prompt in prompts),
         materials.config.data.max_response_tokens,
+        prompt_ids=tuple(prompt.id for prompt in prompts),
     )
 
 
