@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from specalign.errors import UserError
+from specalign.terminal import show
 
 
 @dataclass(frozen=True)
@@ -65,16 +66,12 @@ def report(title: str, findings: Sequence[Finding]) -> None:
 
 def print_findings(title: str, findings: Sequence[Finding]) -> None:
     """The findings as a table on standard output."""
-    from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("check", "", "found", title=title, title_justify="left")
     colours = {"ok": "green", "note": "yellow", "failed": "bold red", "skipped": "dim"}
     for finding in findings:
         colour = colours[finding.verdict]
-        table.add_row(finding.check, f"[{colour}]{finding.verdict}[/]", escape(finding.detail))
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(table)
+        table.add_row(finding.check, Text(finding.verdict, colour), finding.detail)
+    show(table)

@@ -14,6 +14,7 @@ from specalign.benchmarks.arguments import flags, run_folders
 from specalign.config import STRICT
 from specalign.errors import UserError
 from specalign.ranges import Above0, CountOrZero, Gamma, NotNegative, Share, Temperature
+from specalign.terminal import say, say_script
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def explain_command(arguments: Sequence[str]) -> None:
     from specalign.analysis.explain import explain
     from specalign.probes import read_run
 
-    print("\n".join(explain(read_run(folder))))
+    say("\n".join(explain(read_run(folder))))
 
 
 def deploy_command(arguments: Sequence[str]) -> None:
@@ -127,7 +128,7 @@ def deploy_command(arguments: Sequence[str]) -> None:
 
     wish = Wish(config.drafter, config.temperature, config.concurrency)
     lines = deploy_lines(read_result(folder), wish, resolve=_servable)
-    print("\n".join(lines))
+    say_script(lines)
 
 
 def _servable(name: str) -> str:
@@ -144,12 +145,12 @@ def plan_command(arguments: Sequence[str]) -> None:
     config = flags("plan", arguments, PlanConfig())
     _check_plan(config)
     if config.target_ms:
-        print("\n".join(_speed_plan(config)))
+        say("\n".join(_speed_plan(config)))
     if config.deviation:
         from specalign.metrics.comparisons import prompts_needed
 
         n = prompts_needed(config.difference, config.deviation)
-        print(
+        say(
             f"A difference of {config.difference:.1%} takes {n} prompts at a deviation of {config.deviation:g}."
         )
 
@@ -185,7 +186,7 @@ def seeds_command(arguments: Sequence[str]) -> None:
     found = compare(runs, grouped(runs, parse_groups(config.group)))
     if not found:
         raise UserError("no two of these objectives were measured at the same temperature, gamma and prompts")
-    print("\n".join(lines(found)))
+    say("\n".join(lines(found)))
 
 
 def study_command(arguments: Sequence[str]) -> None:
@@ -203,7 +204,7 @@ def study_command(arguments: Sequence[str]) -> None:
         if found := collect(config.training):
             write_json(folder / HELD_OUT, as_json(found))
     answer = write_study(folder, config.baseline)
-    print(answer.read_text(encoding="utf-8"))
+    say(answer.read_text(encoding="utf-8"))
 
 
 def convert_command(arguments: Sequence[str]) -> None:
@@ -219,11 +220,11 @@ def convert_command(arguments: Sequence[str]) -> None:
         steps = [r.steps for r in run.records if (r.method, r.temperature, r.gamma) == key and r.steps]
         if row.kind == "target" or not steps:
             continue
-        print(f"{row.method}, temperature {row.temperature:g}, gamma {row.gamma}")
+        say(f"{row.method}, temperature {row.temperature:g}, gamma {row.gamma}")
         foreign = foreign_figures(steps, row.gamma)
         for project in projects:
             for name, value in figures_of(project, foreign).items():
-                print(f"  {project.replace('_', '-')}: {name.replace('_', ' ')} = {_shown(value)}")
+                say(f"  {project.replace('_', '-')}: {name.replace('_', ' ')} = {_shown(value)}")
 
 
 def _shown(value: float | list[float] | None) -> str:
@@ -245,13 +246,13 @@ def verify_command(arguments: Sequence[str]) -> None:
     if wrong:
         more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise UserError(f"{folder}: {'; '.join(wrong[:3])}{more}")
-    print(
+    say(
         f"{folder}: result.json is valid, {len(run.records)} records and {len(run.probes)} probes are untouched and of "
         f"one run, and all figures of {len(run.result.rows)} rows follow from them"
     )
     for line in found.unchecked:
-        print(f"not checked: {line}")
-    print(f"seal: {found.seal}")
+        say(f"not checked: {line}")
+    say(f"seal: {found.seal}")
 
 
 def schema_command(arguments: Sequence[str]) -> None:
@@ -259,4 +260,4 @@ def schema_command(arguments: Sequence[str]) -> None:
     config = flags("schema", arguments, SchemaConfig())
     from specalign.probes import SCHEMAS
 
-    print(json.dumps(SCHEMAS[config.of](), indent=1, sort_keys=True))
+    say(json.dumps(SCHEMAS[config.of](), indent=1, sort_keys=True))

@@ -27,6 +27,7 @@ from specalign.config import STRICT, flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
 from specalign.ranges import Device, Output
 from specalign.templates import prompt_text
+from specalign.terminal import say, show
 
 USAGE = f"""\
 usage: {PROGRAM} COMMAND [OPTIONS]
@@ -114,10 +115,10 @@ def entry() -> None:
 def main(arguments: Sequence[str]) -> None:
     """Do what the command line says."""
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
+        say(USAGE)
         return
     if arguments[0] == "--version":
-        print(__version__)
+        say(__version__)
         return
     command, rest = arguments[0], list(arguments[1:])
     if command not in COMMANDS:
@@ -161,8 +162,6 @@ def _check(arguments: Sequence[str]) -> None:
 
 def _selftest(arguments: Sequence[str]) -> None:
     config = flags("selftest", arguments, SelftestConfig())
-    from rich.console import Console
-
     from specalign.benchmarks.selftest import results_table, selftest
     from specalign.models.load import resolve_device
 
@@ -170,7 +169,7 @@ def _selftest(arguments: Sequence[str]) -> None:
     if device.type == "mps":
         raise UserError("the selftest compares in float64, which MPS has not; use --device cpu")
     outcomes = selftest(device, compiled=config.compiled)
-    Console().print(results_table(outcomes, device))
+    show(results_table(outcomes, device))
     if any(outcome.passed is False for outcome in outcomes):
         sys.exit(1)
 
@@ -186,7 +185,7 @@ def _compare(arguments: Sequence[str]) -> None:
         raise UserError("compare takes at least two run folders")
     from specalign.reports import compare_runs
 
-    print(compare_runs(folders, config.output, force=config.force))
+    say(compare_runs(folders, config.output, force=config.force))
 
 
 def _export(arguments: Sequence[str]) -> None:
@@ -196,9 +195,9 @@ def _export(arguments: Sequence[str]) -> None:
     from specalign.reports.export import write_csv, write_parquet
 
     if config.parquet:
-        print(write_parquet(folder))
+        say(write_parquet(folder))
     if config.csv:
-        print(write_csv(folder))
+        say(write_csv(folder))
 
 
 def _index(arguments: Sequence[str]) -> None:
@@ -207,13 +206,11 @@ def _index(arguments: Sequence[str]) -> None:
         raise UserError(f"no such folder: {config.folder}")
     from specalign.reports.index import write_index
 
-    print(write_index(config.folder))
+    say(write_index(config.folder))
 
 
 def _show(folder: Path, *, as_json: bool) -> None:
     """Build the report, and print the table and where the report is, or both as one line of JSON."""
-    from rich.console import Console
-
     from specalign.analysis.partial import result_so_far
     from specalign.reports import build_report, result_table
 
@@ -222,13 +219,10 @@ def _show(folder: Path, *, as_json: bool) -> None:
     if as_json:
         rows = [asdict(row) for row in result.rows]
         checks = {check.name: check.passed for check in result.checks}
-        print(json.dumps({"status": result.status, "report": str(report), "checks": checks, "rows": rows}))
+        say(json.dumps({"status": result.status, "report": str(report), "checks": checks, "rows": rows}))
         return
-    console = Console()
-    if not console.is_terminal:
-        console.width = 160
-    console.print(result_table(result))
-    print(f"report: {report}")
+    show(result_table(result))
+    say(f"report: {report}")
 
 
 def _gather(arguments: Sequence[str], flag: str) -> list[str]:

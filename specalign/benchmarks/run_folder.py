@@ -34,6 +34,7 @@ from specalign.results import (
     read_result,
     write_result,
 )
+from specalign.terminal import say
 
 WARMUP_TOKENS = 8
 """Longest of the unrecorded generations with which a run begins."""
@@ -74,7 +75,7 @@ def _fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Benc
     before = _existing(config, checkpoints)
     if before is not None and before.status == "complete":
         _require_whole(config, before)
-        print(f"{config.output} is complete already; --overwrite runs it again")
+        say(f"{config.output} is complete already; --overwrite runs it again")
         return before
     require_passed(findings(config, data=False))
     decoding = begin(config)

@@ -12,6 +12,7 @@ from itertools import product
 import numpy as np
 import torch
 from rich.table import Table
+from rich.text import Text
 from scipy import stats
 from torch import Tensor
 from torch._dynamo.utils import counters
@@ -68,7 +69,7 @@ def results_table(outcomes: Sequence[Outcome], device: torch.device) -> Table:
     table = Table(title=f"specalign-bench selftest on {name}")
     for column in ("test", "result", "detail"):
         table.add_column(column)
-    words = {True: "[green]pass[/green]", False: "[red]FAIL[/red]", None: "not tried"}
+    words = {True: Text("pass", "green"), False: Text("FAIL", "red"), None: Text("not tried")}
     for outcome in outcomes:
         table.add_row(outcome.name, words[outcome.passed], outcome.detail)
     return table

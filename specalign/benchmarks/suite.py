@@ -37,6 +37,7 @@ from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import references_sha256, weights_sha256
 from specalign.results import TARGET, ModelInfo
+from specalign.terminal import say
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,7 @@ def load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> lis
         data.source, data.split, columns=columns, limit=limit, skip_bad_rows=data.skip_bad_rows
     )
     if not has_splits(data.source) and data.split != "all":
-        print(f"specalign-bench: {split_note(data.source)}; data.split = all takes all rows", flush=True)
+        say(f"specalign-bench: {split_note(data.source)}; data.split = all takes all rows")
     if data.category:
         names = sorted({example.category for example in examples})
         examples = [example for example in examples if example.category == data.category][: data.limit or None]

@@ -24,6 +24,7 @@ from specalign.data.examples import (
 from specalign.data.files import ENDINGS, Rows, is_file_name, is_folder, is_local, local_rows
 from specalign.data.splits import disjoint, part_of
 from specalign.errors import UserError, unknown
+from specalign.terminal import say
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def load_examples(
     """
     found = read_examples(source, split, columns=columns, limit=limit, skip_bad_rows=skip_bad_rows)
     if found.bad:
-        print(f"specalign: {source}: left out {listed(found.bad)}", file=sys.stderr)
+        say(f"specalign: {source}: left out {listed(found.bad)}", file=sys.stderr)
     return found.examples
 
 
@@ -105,7 +106,7 @@ def load_splits(
     *,
     columns: Columns = SOURCES_OWN,
     skip_bad_rows: bool = False,
-    tell: Callable[[str], None] = lambda line: print(f"specalign: {line}", file=sys.stderr),
+    tell: Callable[[str], None] = lambda line: say(f"specalign: {line}", file=sys.stderr),
 ) -> dict[Split, list[Example]]:
     """The first ``limits[split]`` examples (None: all) of each split that ``limits`` names; no two share a document.
 

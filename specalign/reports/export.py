@@ -10,6 +10,9 @@ import pandas as pd
 
 from specalign.files import atomic_path
 from specalign.results import RECORDS_FILE, read_records
+from specalign.text import plain
+
+FORMULA = ("=", "+", "-", "@")
 
 
 def records_frame(run: Path) -> pd.DataFrame:
@@ -25,8 +28,20 @@ def write_parquet(run: Path) -> Path:
 
 
 def write_csv(run: Path) -> Path:
-    """Write records.csv; lists are JSON text."""
-    frame = records_frame(run).map(lambda cell: json.dumps(cell) if isinstance(cell, list) else cell)
+    """Write records.csv; lists are JSON text.
+
+    A spreadsheet takes a cell that begins with = + - @ for a formula: a text that does is preceded by a quote.
+    """
+    frame = records_frame(run).map(_cell)
     with atomic_path(run / "records.csv") as partial:
         frame.to_csv(partial, index=False)
     return run / "records.csv"
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, list):
+        return json.dumps(value)
+    if not isinstance(value, str):
+        return value
+    text = plain(value)
+    return f"'{text}" if text.lstrip().startswith(FORMULA) else text

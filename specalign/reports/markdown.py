@@ -6,6 +6,7 @@ import re
 
 from specalign.reports.content import Block, Code, Document, Paragraph, Picture, Section, Table
 from specalign.reports.tables import escape, markdown_table
+from specalign.text import plain
 
 
 def markdown(document: Document) -> str:
@@ -14,7 +15,7 @@ def markdown(document: Document) -> str:
     lines = [f"# {escape(document.title)}", "", *opening, ""]
     for section in document.sections:
         lines += _section(section, "##")
-    return "\n".join(lines).rstrip("\n") + "\n"
+    return plain("\n".join(lines).rstrip("\n") + "\n")
 
 
 def _opening(block: Block) -> list[str]:

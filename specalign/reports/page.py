@@ -12,6 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from specalign.reports.content import Block, Document
+from specalign.text import plain
 
 MEANINGS = {
     "γ": "draft length in tokens",
@@ -37,7 +38,7 @@ def html_page(document: Document, drawings: Mapping[str, str]) -> str:
         keep_trailing_newline=True,
     )
     script = _resource("sort.js")
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         document=document,
         drawings={name: Markup(inline_svg(text, name)) for name, text in drawings.items()},
         meanings=MEANINGS,
@@ -46,6 +47,7 @@ def html_page(document: Document, drawings: Mapping[str, str]) -> str:
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
+    return plain(page)
 
 
 def inline_svg(text: str, name: str) -> str:

@@ -12,6 +12,7 @@ from specalign.reports.rows import at, temperatures_of
 from specalign.reports.style import COLOURS, MARKERS, hover, new_figure
 from specalign.reports.tables import interval as interval_text
 from specalign.results import Interval, SummaryRow
+from specalign.text import plain
 
 LONGEST = 28
 """Characters of a name in a plot."""
@@ -93,7 +94,7 @@ def methods_of(rows: Sequence[SummaryRow]) -> dict[str, int]:
 
 def plain_text(text: str) -> str:
     """``text`` in one line, its middle left out where it is long, without a meaning for matplotlib's mathematics."""
-    flat = " ".join(text.split())
+    flat = " ".join(plain(text).split())
     if len(flat) > LONGEST:
         flat = f"{flat[: LONGEST // 2]}…{flat[-LONGEST // 2 + 1 :]}"
     return flat.replace("$", r"\$")

@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from specalign.files import atomic_path, write_text
+from specalign.text import plain
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
 """Okabe & Ito's palette."""
@@ -52,6 +53,6 @@ def save(figure: Figure, path: Path) -> str:
             figure.savefig(partial, format="png", dpi=150, metadata={"Software": None})
         drawn = io.StringIO()
         figure.savefig(drawn, format="svg", metadata={"Date": None})
-    text = re.sub(rf'<g id="{HOVER}([^"]*)">', r"<g><title>\1</title>", drawn.getvalue())
+    text = re.sub(rf'<g id="{HOVER}([^"]*)">', r"<g><title>\1</title>", plain(drawn.getvalue()))
     write_text(path.with_suffix(".svg"), text)
     return text

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from specalign.reports.rows import draft_length
 from specalign.results import BenchmarkResult, Interval, Rouge, SummaryRow
+from specalign.text import plain
 
 Column = tuple[str, Callable[[SummaryRow], str]]
 NONE = "–"
@@ -72,7 +73,7 @@ def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> lis
 
 def escape(text: str) -> str:
     """``text`` as literal characters of one markdown table cell or paragraph."""
-    flat = html.escape(" ".join(text.split()), quote=False)
+    flat = html.escape(" ".join(plain(text).split()), quote=False)
     return re.sub(r"([\\`*_{}\[\]|#$~])", r"\\\1", flat)
 
 

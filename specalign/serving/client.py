@@ -26,6 +26,14 @@ COUNTERS = {
 }
 BY_POSITION = "vllm:spec_decode_num_accepted_tokens_per_pos"
 GENERATED = "vllm:generation_tokens"
+NEUTRAL = {
+    "min_p": 0.0,
+    "min_tokens": 0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+"""Filters and penalties that are off here: left out, a server takes them from the model's generation_config."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +125,7 @@ def _stream(server: Server, request: Request) -> Iterator[dict[str, Any]]:
         "top_k": request.top_k or -1,
         "top_p": request.top_p,
         "seed": request.seed % 2**31,
+        **NEUTRAL,
         "stop_token_ids": list(request.ends),
         "stream": True,
         "return_token_ids": True,

@@ -12,6 +12,7 @@ from pathlib import Path
 from specalign.config import flag_value, parse_flags
 from specalign.errors import UserError, run_cli, unknown
 from specalign.folders import removable
+from specalign.terminal import say
 from specalign.training.config import TrainConfig
 from specalign.training.recipe import check, completed, resolve, with_prompt
 
@@ -83,13 +84,13 @@ def read_config(words: Sequence[str], name: str | None) -> TrainConfig:
 def plot(words: Sequence[str]) -> None:
     """Draw the curves of one or more runs."""
     if not words or words[0].startswith("-"):
-        print("usage: specalign-train plot RUN [RUN ...]   writes train.png into the first RUN")
+        say("usage: specalign-train plot RUN [RUN ...]   writes train.png into the first RUN")
         if words and words[0] not in ("-h", "--help"):
             raise unknown("argument", words[0], ("RUN", "--help"))
         return
     from specalign.training.plot import plot_runs
 
-    print(plot_runs([Path(word) for word in words]))
+    say(plot_runs([Path(word) for word in words]))
 
 
 def plan(words: Sequence[str]) -> None:
@@ -106,11 +107,9 @@ def plan(words: Sequence[str]) -> None:
         if value is not None and value <= 0:
             raise UserError(f"--{name.replace('_', '-')} must be positive, not {value:g}")
     if {"-h", "--help"} & set(rest):
-        print(
-            "usage: specalign-train plan [--memory-gib GIB] [--tflops RATE] [--processes N] [flags of a run]\n"
-        )
-        print("GIB: memory of the GPU in mind, else this machine's device's. RATE: TFLOP/s that it reaches.")
-        print("N: processes that divide what optimiser.sharded says.")
+        say("usage: specalign-train plan [--memory-gib GIB] [--tflops RATE] [--processes N] [flags of a run]\n")
+        say("GIB: memory of the GPU in mind, else this machine's device's. RATE: TFLOP/s that it reaches.")
+        say("N: processes that divide what optimiser.sharded says.")
         return
     from specalign.training.plan import print_plan
 

@@ -15,6 +15,7 @@ from specalign import provenance
 from specalign.config import as_table
 from specalign.errors import UserError
 from specalign.files import write_json, write_jsonl
+from specalign.terminal import say
 from specalign.training import folder
 from specalign.training.checkpoints import BEST, FOLDER, list_checkpoints, load_best, read_best, sweep
 from specalign.training.config import UNTRAINED
@@ -68,9 +69,9 @@ def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) 
     except (OSError, SafetensorError) as error:
         raise UserError(_explain_unwritten(run, error)) from None
     tidy(run)
-    print(f"{run.path}: {last_line(run, course, step)}", flush=True)
+    say(f"{run.path}: {last_line(run, course, step)}")
     if warning := no_gain(run, course):
-        print(f"specalign-train: warning: {run.path}: {warning}", flush=True)
+        say(f"specalign-train: warning: {run.path}: {warning}")
 
 
 def write_held_out(run: Run, materials: Materials) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from specalign.config import as_table
 from specalign.errors import UserError
 from specalign.progress import Bar
+from specalign.terminal import say
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Kept, list_checkpoints, save_best, save_checkpoint
 from specalign.training.config import UNTRAINED
@@ -164,7 +165,7 @@ def validate(run: Run, begun: float) -> None:
         generator = torch.Generator(run.pair.teacher.device).manual_seed(run.config.seed)
         probe = run.validation.probe(run.pair, config.probe_prompts, generator)
         if warning := disagreement(score, probe):
-            print(f"specalign-train: warning: {warning}", flush=True)
+            say(f"specalign-train: warning: {warning}")
     run.position.wall_s = time.monotonic() - begun
     found = as_fields(score, probe)
     keep_best(run, found)
@@ -177,10 +178,9 @@ def validate(run: Run, begun: float) -> None:
         "wall_s": run.position.wall_s,
     }
     note(run, fields)
-    print(
+    say(
         f"[validation {run.position.step}] alpha={score.alpha:.3f} agree={score.agreement:.3f} "
         f"tau={score.tau:.2f} ({score.n_positions} positions)",
-        flush=True,
     )
 
 

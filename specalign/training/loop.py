@@ -20,6 +20,7 @@ from specalign.errors import UserError
 from specalign.files import write_json
 from specalign.losses import reduce_tokens
 from specalign.progress import Bar, progress_bar
+from specalign.terminal import say
 from specalign.training import distributed, folder
 from specalign.training.config import UNTRAINED, TrainConfig
 from specalign.training.coverage import coverage
@@ -52,7 +53,7 @@ def train(config: TrainConfig, materials: Materials, validation: Validation | No
     run = start_run(config, materials, validation)
     covered = coverage(run.pair, run.validation)
     if covered and distributed.rank() == 0:
-        print(f"{path}: {covered}", flush=True)
+        say(f"{path}: {covered}")
     resume(run)
     begun = time.monotonic() - run.position.wall_s
     with tracking(run), progress_bar(f"{config.method} -> {path}", 1.0) as bar:

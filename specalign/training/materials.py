@@ -38,6 +38,7 @@ from specalign.models.properties import Tower, add_end, decoder_start_id, eos_id
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
+from specalign.terminal import say
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.identity import model_identity, models_of, rows_identity
@@ -337,11 +338,10 @@ def _tell_what_was_cut(materials: Materials) -> None:
     facts = data_facts(materials)
     n_prompts = sum(facts[f"n_{split}"] for split in HELD_APART)
     if rank() == 0 and (facts["n_truncated_prompts"] or facts["n_truncated_references"]):
-        print(
+        say(
             f"specalign-train: of {n_prompts} prompts, {facts['n_truncated_prompts']} "
             f"are cut to data.max_prompt_tokens (by {facts['n_truncated_prompt_tokens']} tokens in all), and "
             f"{facts['n_truncated_references']} references to data.max_response_tokens",
-            flush=True,
         )
 
 
@@ -353,7 +353,7 @@ def load_data(data: DataConfig) -> dict[Split, list[Example]]:
         limits | ({"test": data.n_test} if data.n_test else {}),
         columns=Columns(data.document, data.reference),
         skip_bad_rows=data.skip_bad_rows,
-        tell=lambda line: print(f"specalign-train: {line}", flush=True) if rank() == 0 else None,
+        tell=lambda line: say(f"specalign-train: {line}") if rank() == 0 else None,
     )
 
 
@@ -376,7 +376,7 @@ def attention_of(config: TrainConfig, device: torch.device) -> Attention:
     else:
         used, reason = FLASH, f"{FLASH} where whole texts are scored; decoding and validation run by sdpa"
     if rank() == 0:
-        print(f"specalign-train: {reason}")
+        say(f"specalign-train: {reason}")
     return used
 
 

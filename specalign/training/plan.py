@@ -14,6 +14,7 @@ from specalign.losses import NEEDS
 from specalign.losses.chunked import CHUNK_BYTES
 from specalign.models.load import BITS, resolve_device, resolve_dtype, resolve_model
 from specalign.models.preflight import device_memory_bytes
+from specalign.terminal import say
 from specalign.training.config import TrainConfig
 
 LOGIT_COPIES = 12
@@ -108,7 +109,7 @@ def print_plan(
     if tflops is not None:
         rate = tflops * 1e12 / plan.flops_per_token
         lines.append(f"  at {tflops:g} TFLOP/s at most {rate:,.0f} trained tokens per second and process")
-    print("\n".join(lines))
+    say("\n".join(lines))
 
 
 def _model_config(name: str, config: TrainConfig) -> PreTrainedConfig:

@@ -10,6 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 from specalign.errors import UserError
 from specalign.folders import hold
 from specalign.preflight import require_passed
+from specalign.terminal import say
 from specalign.training.config import TrainConfig
 from specalign.training.distributed import process_group, rank, refuse_plugins, wait_for_all
 from specalign.training.ending import require_intact
@@ -71,7 +72,6 @@ def leave_complete(configs: Sequence[TrainConfig]) -> None:
             found, caveat = {}, f"; what it was made of cannot be looked at: {error}"
         require_same(config, found)
         if rank() == 0:
-            print(
+            say(
                 f"{config.output}: complete already, nothing to do (--overwrite trains it again){caveat}",
-                flush=True,
             )

@@ -12,6 +12,7 @@ import torch
 from specalign.data import Prompt
 from specalign.errors import UserError
 from specalign.losses import LOSSES, Objective, hyper_parameters, objective
+from specalign.terminal import say
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
 from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
@@ -140,7 +141,7 @@ def resume(run: Run) -> None:
         kept = read_best(run.path)
         run.position.best_metric = kept.value if kept and kept.metric == run.config.result.metric else None
         if distributed.rank() == 0:
-            print(f"{run.path}: resuming after step {run.position.step}", flush=True)
+            say(f"{run.path}: resuming after step {run.position.step}")
     distributed.wait_for_all()
     if distributed.rank() == 0:
         folder.rewind_log(run.path, run.position.step if checkpoints else -1)

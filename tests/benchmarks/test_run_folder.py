@@ -21,8 +21,15 @@ def finished(tmp_path_factory: pytest.TempPathFactory, models_folder: Path, data
     """A finished run, its reports and tables included."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     words = f"run --drafter copy={models_folder / 'copy'} --output {folder} --device cpu --threads 1".split()
-    words += f"--target.model {models_folder / 'target'} --data.source {data_file} --data.prompt".split()
-    main([*words, "w1 {document} w2", *["--decoding.gammas", "3", "--decoding.max-new-tokens", "12"]])
+    words += f"--target.model {models_folder / 'target'} --data.source {data_file} --data.split all".split()
+    main(
+        [
+            *words,
+            "--data.prompt",
+            "w1 {document} w2",
+            *["--decoding.gammas", "3", "--decoding.max-new-tokens", "12"],
+        ]
+    )
     main(["export", str(folder), "--csv", "--parquet"])
     return folder
 

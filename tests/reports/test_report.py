@@ -10,15 +10,18 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from specalign.errors import UserError
 from specalign.reports import build_report, compare_runs, result_table
+from specalign.reports.export import write_csv
 from specalign.reports.tables import escape
-from specalign.results import RECORDS_FILE, Check, ModelInfo, SummaryRow, read_result
+from specalign.results import RECORDS_FILE, Check, ModelInfo, SummaryRow, read_records, read_result, record_line
+from specalign.text import plain
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "a|b\n# c `d` <script>alert(1)</script> &lt;i&gt; ![x](y) **z** $k$ ~~s~~"
+HOSTILE = "a|b\n# c `d` <script>alert(1)</script> &lt;i&gt; ![x](y) **z** $k$ ~~s~~ \x1b[2J\u202eexe"
 
 
 def _cells(line: str) -> int:
@@ -84,12 +87,26 @@ def test_tables_keep_their_columns_whatever_the_names_hold(make_run: Callable[..
         command=["specalign-bench", f"```\n# out\n{HOSTILE}"],
     )  # fmt: skip
     text = build_report(run).read_text(encoding="utf-8")
+    for name in ("report.md", "report.html", "speedup.svg"):
+        written = (run / name).read_text(encoding="utf-8")
+        assert plain(written) == written
     head, fenced, tail = re.split(r"^````+$", text, flags=re.MULTILINE)
     assert "# out" in fenced
     assert "<script" not in head + tail
     assert [line for line in head.splitlines() if line.startswith("# ")] == [head.splitlines()[0]]
     for table in re.findall(r"(?:^\|.*\n)+", head, flags=re.MULTILINE):
         assert len({_cells(line) for line in table.splitlines()}) == 1
+
+
+def test_no_cell_of_a_table_is_a_formula(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    records = list(read_records(run / RECORDS_FILE))
+    texts = ["=1+1", "+1", "-1", "@x", " =1", "a=b", "\x1b[2J"]
+    lines = [record_line(replace(record, text=text)) for record, text in zip(records, texts, strict=False)]
+    (run / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
+    written = pd.read_csv(write_csv(run), dtype=str)["text"].tolist()
+    assert written == ["'=1+1", "'+1", "'-1", "'@x", "' =1", "a=b", "\\x1b[2J"][: len(written)]
+    assert len(written) == len(texts)
 
 
 @pytest.mark.parametrize("text", ["&lt;", "a & b", "<b>", "a|b", "`x`"])

@@ -26,6 +26,12 @@ def following(last: int) -> int:
     return (7 * last + 5) % 60 + 3
 
 
+SAMPLING = (
+    *("temperature", "top_k", "top_p", "min_p", "min_tokens", "seed"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty"),
+)
+
+
 @dataclass
 class Fake:
     """A server's state: its draft length (0: plain) and what it has counted."""
@@ -38,6 +44,8 @@ class Fake:
     """The first word's id, by this server's tokenizer."""
     ends: list[list[int]] = field(default_factory=list)
     """The ids that each request says an answer ends at."""
+    sampling: list[dict[str, Any]] = field(default_factory=list)
+    """How each request wants its tokens drawn; a real server fills what is missing from generation_config."""
     drafts: int = 0
     by_position: list[int] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -102,6 +110,7 @@ def start(fake: Fake, port: int = 0) -> ThreadingHTTPServer:
         def do_POST(self) -> None:
             body: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             assert body["return_token_ids"]
+            fake.sampling.append({key: body.get(key) for key in SAMPLING})
             fake.ends.append(body["stop_token_ids"])
             if fake.refused in body["prompt"]:
                 self.answer(400, "the prompt is refused")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from specalign.benchmarks.cli import main
 from specalign.errors import UserError
 from specalign.results import BenchmarkResult, Interval, LoadRow, ModelInfo, SummaryRow, TimeSplit, write_result
 from specalign.serving.deploy import Wish, deploy_lines, measured
+from specalign.text import plain
 
 
 def row(method: str, gamma: int, speedup: float | None, temperature: float = 0.0) -> SummaryRow:
@@ -113,3 +115,21 @@ def test_the_command_line_prints_it(tmp_path: Path, capsys: pytest.CaptureFixtur
     write_result(tmp_path, result(row("gkd", 4, 1.5)))
     main(["deploy", str(tmp_path)])
     assert served(capsys.readouterr().out.splitlines())[1] == "serve"
+
+
+def test_no_name_becomes_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a run that somebody else made: the script has one command, and runs nothing but it."""
+    evil = "x\necho owned; #\x1b]0;owned\x07'\"$(echo owned)"
+    for speedup in (1.5, 0.5):
+        hostile = result(row(evil, 4, speedup), target=ModelInfo("target", evil, 10, 2, 40))
+        write_result(tmp_path, replace(hostile, drafters=[ModelInfo(evil, evil, 5, 1, 20, draft_vocabulary=8)]))
+        main(["deploy", str(tmp_path)])
+        script = capsys.readouterr().out
+        assert plain(script) == script
+        ran = subprocess.run(
+            ["sh", "-c", f"vllm() {{ printf '%s|' called; }}\n{script}"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert ran.stdout == "called|"

@@ -60,6 +60,8 @@ def test_what_vllm_does_not_give_is_none_and_every_figure_follows_from_the_recor
     urls = ["--endpoint", f"target={serve(plain)}", f"small={serve(Fake(gamma=3))}"]
     run_served(parse_run(flags(suite_flags, tmp_path, *urls)))
     assert plain.ends
+    assert all(None not in sampling.values() for sampling in plain.sampling)  # nothing from generation_config
+    assert {sampling["repetition_penalty"] for sampling in plain.sampling} == {1.0}
     assert all(ends == [2] for ends in plain.ends)
     run = read_run(tmp_path / "run")
     row = drafted(run.result)
