@@ -149,14 +149,7 @@ def _prepared(
         raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
     if isinstance(target, Stepper) and head_ids is not None:
         raise ValueError("a Stepper has its head already: head_ids restricts a model's")
-    require_decodable(target.model if isinstance(target, Stepper) else target)
-    models = drafting_models(drafter)
-    for model in models:
-        require_decodable(model)
-    names = (
-        f"the target, {name_of(target.model if isinstance(target, Stepper) else target)}",
-        f"the drafter, {' or '.join(map(name_of, models))}",
-    )
+    names = _decodable(target.model if isinstance(target, Stepper) else target, drafting_models(drafter))
     stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
     if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")
@@ -169,6 +162,13 @@ def _prepared(
         frozenset(eos_ids(stepper.model) if eos is None else eos),
         written,
     )
+
+
+def _decodable(target: PreTrainedModel, drafting: Sequence[PreTrainedModel]) -> tuple[str, str]:
+    """What errors call target and drafter, both tried on a few tokens."""
+    for model in (target, *drafting):
+        require_decodable(model)
+    return f"the target, {name_of(target)}", f"the drafter, {' or '.join(map(name_of, drafting))}"
 
 
 def _batches(
