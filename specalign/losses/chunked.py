@@ -14,8 +14,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-CHUNK_BYTES = 64 * 2**20
-"""Size of one [chunk, C] float32 tensor by default; about a dozen of them are alive at the peak."""
+CHUNK_BYTES, CHUNK_BYTES_ON_CUDA = 64 * 2**20, 512 * 2**20
+"""Size of one [chunk, C] float32 tensor by default; about a dozen of them are alive at the peak. On CUDA products of
+few rows are bound by their launches: 64 MiB are 110 rows at Qwen's vocabulary."""
+
+
+def chunk_bytes(device: torch.device) -> int:
+    """The default there."""
+    return CHUNK_BYTES_ON_CUDA if device.type == "cuda" else CHUNK_BYTES
 
 
 class LinearHead(Protocol):
@@ -54,22 +60,24 @@ def chunked_loss(
     sequence_ids: Tensor | None = None,
     reference_loss: Tensor | None = None,
     chunk_tokens: int | None = None,
+    equal_weights: bool = False,
 ) -> Tensor:
     """Per-token loss [...] of ``objective`` from hidden states, ``chunk_tokens`` positions at a time.
 
     ``student`` and ``teacher`` are (hidden states [..., d], head: [n, d] -> aligned logits [n, C]); the logits
     of one chunk are alive at a time. Same values and gradients as the objective on whole logits; gradients
     reach the student's hidden states, head weight and bias, none the teacher. ``teacher`` may be None where
-    the objective does not look at it. ``chunk_tokens`` defaults to 64 MiB for one float32 tensor of logits, and
-    two thirds of that where the objective has two columns, each with a gradient of that size.
+    the objective does not look at it. ``chunk_tokens`` defaults to 64 MiB (CUDA: 512) for one float32 tensor of
+    logits, and two thirds of that where the objective has two columns, each with a gradient of that size.
 
     The forward pass forms the gradients already, on the assumption that all tokens will weigh the same (what a
     mean gives): then no logits are computed twice. Where the backward pass finds other weights, and for an
     objective that selects among all tokens, logits are computed again there, of the tokens that have a
-    gradient. Second derivatives are not supported.
+    gradient. With ``equal_weights`` the caller promises a mean or a sum, and the backward pass does not wait for the
+    device to learn that; a broken promise is an error there. Second derivatives are not supported.
     """
     hidden, head = student
-    device = hidden.device.type
+    device, n_bytes = hidden.device.type, chunk_bytes(hidden.device)
     task = _Task(
         objective,
         head.cap,
@@ -77,8 +85,9 @@ def chunked_loss(
         None if labels is None else labels.flatten(),
         partial(objective.combine, sequence_ids=sequence_ids, reference_loss=reference_loss),
         hidden.shape[:-1],
-        chunk_tokens or max(1, 2 * CHUNK_BYTES // (4 * head.weight.shape[0] * (1 + objective.n_columns))),
+        chunk_tokens or max(1, 2 * n_bytes // (4 * head.weight.shape[0] * (1 + objective.n_columns))),
         torch.is_grad_enabled(),
+        equal_weights,
         partial(
             torch.autocast,
             device,
@@ -102,6 +111,7 @@ class _Task:
     shape: torch.Size
     chunk_tokens: int
     differentiable: bool
+    equal_weights: bool
     autocast: Callable[[], AbstractContextManager[Any]]
     """The caller's autocast state: the backward pass runs outside of it."""
 
@@ -153,7 +163,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         gradients, ctx.gradients = ctx.gradients, None  # they are scaled in place: good for one pass only
-        if gradients is not None and gradients.rescale(upstream, local=ctx.task.objective.horizon == 1):
+        local, equal = ctx.task.objective.horizon == 1, ctx.task.equal_weights
+        if gradients is not None and gradients.rescale(upstream, local=local, equal=equal):
             return *gradients.tensors, None
         hidden, weight, bias, columns = ctx.saved_tensors
         gradients = _Gradients.zeros(ctx, hidden, weight, bias)
@@ -235,14 +246,17 @@ class _Gradients:
         if self.bias is not None:
             self.bias += slope.sum(0)
 
-    def rescale(self, upstream: Tensor, *, local: bool) -> bool:
+    def rescale(self, upstream: Tensor, *, local: bool, equal: bool = False) -> bool:
         """Turn gradients of the plain sum into those for ``upstream`` [N]; False where that cannot be.
 
         It can for a factor that all tokens share, and for any factors where each row of the result belongs to
-        one token: no gradient of weight or bias, a ``local`` objective.
+        one token: no gradient of weight or bias, a ``local`` objective. ``equal``: they are promised to be one.
         """
         apart = local and self.weight is None and self.bias is None
-        if not apart and not bool((upstream == upstream[:1]).all()):
+        same = (upstream == upstream[:1]).all()
+        if equal:
+            torch._assert_async(same, "tokens have different weights, against the caller's promise")
+        elif not apart and not bool(same):
             return False
         if self.hidden is not None:
             self.hidden.mul_(upstream.unsqueeze(-1))

@@ -12,5 +12,6 @@ def reduce_tokens(per_token: Tensor, mask: Tensor, *, n_tokens: float | Tensor |
     per_token and mask (bool) have the same shape.
     """
     total = torch.where(mask, per_token, per_token.new_zeros(())).sum()
-    count = mask.sum() if n_tokens is None else torch.as_tensor(n_tokens, device=total.device)
-    return total / count.clamp(min=1)
+    if isinstance(n_tokens, float | int):
+        return total / max(n_tokens, 1)  # a number that went to the device would be waited for
+    return total / (mask.sum() if n_tokens is None else n_tokens).clamp(min=1)

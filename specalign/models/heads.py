@@ -84,18 +84,23 @@ def common_heads(student: Head, teacher: Head, n_tokens: int) -> tuple[Head, Hea
     """Both heads, restricted to the ids that both know and that the tokenizer (``n_tokens`` ids) can produce.
 
     Padded rows (Qwen2.5: 151,936 and 152,064 rows for 151,665 tokens) take part in neither softmax, which is
-    the same as logits of -inf there; with a trimmed student the teacher is renormalised over the draft
-    vocabulary. The teacher's head must be a full one.
+    the same as logits of -inf there; with a trimmed student, of ids that :func:`known_ids` has left, the teacher is
+    renormalised over the draft vocabulary. The teacher's head must be a full one.
     """
     assert teacher.ids is None, "the teacher's head must be a full one"
     known = min(teacher.width, n_tokens)
     if student.ids is None:
         width = min(student.width, known)
         return _first(student, width), _first(teacher, width)
-    shared = student.ids < known
-    kept = student if bool(shared.all()) else _rows(student, shared.nonzero()[:, 0])
-    assert kept.ids is not None
-    return kept, _rows(teacher, kept.ids)
+    return student, _rows(teacher, student.ids)
+
+
+def known_ids(ids: Tensor, teacher: Head, n_tokens: int) -> Tensor:
+    """Of a draft vocabulary [V'] the ids that the teacher and the tokenizer know too.
+
+    Waits for the device: once a run, where :func:`common_heads` is once a loss.
+    """
+    return ids[ids < min(teacher.width, n_tokens)]
 
 
 def hidden_states(

@@ -190,7 +190,7 @@ class ObjectiveConfig:
     reference: str = ""
     """A drafter trained before (folder or model name), whose loss keep subtracts: AdaSPEC's selection."""
     chunk_tokens: CountOrZero = 0
-    """Positions whose logits are in memory at a time; 0: 64 MiB of logits."""
+    """Positions whose logits are in memory at a time; 0: 64 MiB of logits, on CUDA 512."""
     __pydantic_config__ = STRICT
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specalign.losses.chunked import chunk_bytes
 from specalign.models.heads import Head, common_heads, head_of
-from specalign.training.scoring import METRIC_BYTES, Pair, columns_of
+from specalign.training.scoring import Pair, columns_of
 from specalign.training.validation import Validation
 
 
@@ -46,5 +47,5 @@ def coverage(pair: Pair, validation: Validation) -> Coverage | None:
 
 def _mass(head: Head, states: Tensor, ids: Tensor) -> Tensor:
     """[N] sum over ``ids`` of the softmax, a bounded number of positions at a time."""
-    rows = max(1, METRIC_BYTES // (4 * head.width))
+    rows = max(1, chunk_bytes(head.weight.device) // (4 * head.width))
     return torch.cat([head(part).float().softmax(-1)[:, ids].sum(-1) for part in states.split(rows)])

@@ -112,7 +112,11 @@ def step(run: Run) -> StepReport:
     prompts = next_prompts(run.prompts, position.n_prompts, n_prompts, run.config.seed)
     begun = time.monotonic()
     writes = run.config.rollout.student_share > 0
-    with memory_advice(run.config, "rollout"), whole(run.pair.student) if writes else nullcontext():
+    with (
+        memory_advice(run.config, "rollout"),
+        autocast(run),
+        whole(run.pair.student) if writes else nullcontext(),
+    ):
         rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
     rolled_out = time.monotonic()
     with memory_advice(run.config, "update"):
@@ -177,8 +181,8 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[L
     groups = [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
     layouts = [lay_out(group, packed=run.packed, device=device) for group in groups]
     masks = [counted(run, layout) for layout in layouts]
-    (n_tokens,) = distributed.total([float(sum(mask.sum() for mask in masks))], device)
-    loss_sum, scored = 0.0, []
+    (n_tokens,) = distributed.total([float(n_counted(run, layouts, masks))], device)
+    parts, scored = [], []
     for group, layout, mask in zip(groups, layouts, masks, strict=True):
         known = teacher_states_of(run, group, layout)
         with autocast(run), recomputing(run.pair.student):
@@ -193,9 +197,9 @@ def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[L
             )
         loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
         (run.scaler.scale(loss) if run.scaler else loss).backward()
-        loss_sum += float(loss.detach())
+        parts.append(loss.detach().double())
         scored.append((layout, known))
-    return distributed.total([loss_sum], device)[0], int(n_tokens), tuple(scored)
+    return distributed.total([float(sum(parts))], device)[0], int(n_tokens), tuple(scored)
 
 
 def teacher_states_of(run: Run, rows: Sequence[Row], layout: Layout) -> Tensor | None:
@@ -222,6 +226,13 @@ def counted(run: Run, layout: Layout) -> Tensor:
     if run.objective.needs_teacher:
         return torch.ones_like(layout.labels, dtype=torch.bool)
     return columns_of(layout.labels, run.pair.heads()[0]) >= 0
+
+
+def n_counted(run: Run, layouts: Sequence[Layout], masks: Sequence[Tensor]) -> int:
+    """How many these are; where all are, without waiting for the device."""
+    if run.objective.needs_teacher:
+        return sum(layout.n_tokens for layout in layouts)
+    return int(sum(mask.sum() for mask in masks))
 
 
 def next_prompts(prompts: Sequence[Prompt], begin: int, n: int, seed: int) -> list[Prompt]:

@@ -24,6 +24,7 @@ from specalign.data.turns import end_of_turn
 from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
 from specalign.models.attention import FLASH
+from specalign.models.devices import multiply_in_tf32
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
     Attention,
@@ -285,6 +286,8 @@ class Materials:
 def load_materials(config: TrainConfig) -> Materials:
     """Load teacher, tokenizer and data, of a checked config. Raises UserError for data that do not fit."""
     device = resolve_device(local_device(config.device))
+    if config.optimiser.precision != "float32":
+        multiply_in_tf32(device)
     splits = load_data(config.data)
     tokenizer = load_tokenizer(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
 

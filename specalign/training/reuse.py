@@ -24,8 +24,9 @@ from specalign.training.scoring import states
 class TeacherStates:
     """Scores rows with a frozen teacher, those of fixed responses at most once while ``capacity`` lasts.
 
-    Such a row is scored on its own, so that its states do not depend on which batch asks for them first: a run
-    that goes on from a checkpoint repeats an uninterrupted one bit by bit, whatever was kept.
+    On a CPU such a row is scored on its own, so that its states do not depend on which batch asks for them first: a
+    run that goes on from a checkpoint repeats an uninterrupted one bit by bit, whatever was kept. On a GPU, where
+    kernels sum in no fixed order anyway, those of a batch that are not known yet are scored in one pass.
 
     States are kept in main memory, or with ``folder`` as one file a row below it, for later commands too.
     ``folder`` must be named after everything that determines the states but the row. Where ``capacity`` bytes
@@ -38,6 +39,7 @@ class TeacherStates:
         self.capacity = capacity
         self.folder = folder
         self.kept: dict[Row, Tensor] = {}
+        self.together = teacher.device.type == "cuda"
         files = [] if folder is None else folder.glob("*.safetensors")
         self.n_bytes = sum(file.stat().st_size for file in files)
 
@@ -46,14 +48,18 @@ class TeacherStates:
         """[N, d] at the predictors of ``lay_out(rows, packed=packed)``, in its order."""
         fresh = [row for row in rows if not is_fixed(row)]
         computed = iter(self._score(fresh, packed)) if fresh else iter(())
-        return torch.cat([self._fixed(row) if is_fixed(row) else next(computed) for row in rows])
+        fixed = self._fixed([row for row in dict.fromkeys(rows) if is_fixed(row)])
+        return torch.cat([fixed[row] if is_fixed(row) else next(computed) for row in rows])
 
-    def _fixed(self, row: Row) -> Tensor:
-        found = self._find(row)
-        if found is None:
-            (found,) = self._score([row], packed=True)
-            self._keep(row, found)
-        return found.to(self.teacher.device)
+    def _fixed(self, rows: Sequence[Row]) -> dict[Row, Tensor]:
+        """The states of each, computed where they are not kept."""
+        found = {row: self._find(row) for row in rows}
+        unknown = [row for row, states_ in found.items() if states_ is None]
+        for group in [unknown] if self.together and unknown else [[row] for row in unknown]:
+            for row, scored in zip(group, self._score(group, packed=True), strict=True):
+                self._keep(row, scored)
+                found[row] = scored
+        return {row: kept.to(self.teacher.device) for row, kept in found.items() if kept is not None}
 
     def _find(self, row: Row) -> Tensor | None:
         if self.folder is None:

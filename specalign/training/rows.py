@@ -13,6 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from specalign.decoding.transfer import to_device
+
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Branch:
@@ -87,7 +91,7 @@ class _Line:
     """Number of trunk tokens that a token sees."""
 
 
-def lay_out(rows: Sequence[Row], *, packed: bool, device: torch.device | str = "cpu") -> Layout:
+def lay_out(rows: Sequence[Row], *, packed: bool, device: torch.device = CPU) -> Layout:
     """Lay rows out for one forward pass.
 
     ``packed`` shares each trunk among its branches under an explicit mask. Otherwise each branch is a row of
@@ -113,9 +117,9 @@ def lay_out(rows: Sequence[Row], *, packed: bool, device: torch.device | str = "
         position_ids=_padded([line.positions for line in lines], width, device) if needs_mask else None,
         visible=_visible(lines, width, device) if needs_mask else None,
         encoder=_encoder(rows, device),
-        predictors=torch.tensor([row * width + place for row, place in places], device=device),
-        labels=torch.tensor(labels, device=device),
-        sequence_ids=torch.tensor(sequences, device=device),
+        predictors=to_device([row * width + place for row, place in places], device),
+        labels=to_device(labels, device),
+        sequence_ids=to_device(sequences, device),
     )
 
 
@@ -148,7 +152,7 @@ def _add_branch(line: _Line, branch: Branch) -> list[int]:
     return [branch.start - 1, *range(begin, end)]
 
 
-def _visible(lines: Sequence[_Line], width: int, device: torch.device | str) -> Tensor:
+def _visible(lines: Sequence[_Line], width: int, device: torch.device) -> Tensor:
     """[B, L, L]: causal, and either in the same branch or a trunk token before the branch's start."""
     branch = _padded([line.branch for line in lines], width, device, fill=-1)
     start = _padded([line.start for line in lines], width, device)
@@ -158,16 +162,16 @@ def _visible(lines: Sequence[_Line], width: int, device: torch.device | str) -> 
     return (same | before) & (place <= place[:, None])
 
 
-def _encoder(rows: Sequence[Row], device: torch.device | str) -> tuple[Tensor, Tensor, Tensor] | None:
+def _encoder(rows: Sequence[Row], device: torch.device) -> tuple[Tensor, Tensor, Tensor] | None:
     if not rows[0].encoder:
         return None
     prompts = list(dict.fromkeys(row.encoder for row in rows))
     width = max(map(len, prompts))
     mask = [[1] * len(prompt) for prompt in prompts]
     place = {prompt: index for index, prompt in enumerate(prompts)}
-    owner = torch.tensor([place[row.encoder] for row in rows], device=device)
+    owner = to_device([place[row.encoder] for row in rows], device)
     return _padded(prompts, width, device), _padded(mask, width, device), owner
 
 
-def _padded(lines: Sequence[Sequence[int]], width: int, device: torch.device | str, fill: int = 0) -> Tensor:
-    return torch.tensor([[*line, *[fill] * (width - len(line))] for line in lines], device=device)
+def _padded(lines: Sequence[Sequence[int]], width: int, device: torch.device, fill: int = 0) -> Tensor:
+    return to_device([[*line, *[fill] * (width - len(line))] for line in lines], device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,12 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.losses import Objective, chunked_loss, overlap
-from specalign.models.heads import Head, common_heads, head_of, hidden_states
+from specalign.losses.chunked import chunk_bytes
+from specalign.models.heads import Head, common_heads, head_of, hidden_states, known_ids
 from specalign.models.masks import attention_masks
 from specalign.training.rows import Layout
-
-METRIC_BYTES = 64 * 2**20
-"""Size of one chunk of logits where metrics are computed."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,16 @@ class Pair:
     decoder: Callable[..., Any] | None = None
     """The student's decoder as the loss runs it, compiled for instance; None: as it is."""
 
+    @cached_property
+    def known_vocabulary(self) -> Tensor | None:
+        """Of the trimmed head's ids those that the teacher has too."""
+        if self.draft_vocabulary is None:
+            return None
+        return known_ids(self.draft_vocabulary, head_of(self.teacher), self.n_tokens)
+
     def heads(self) -> tuple[Head, Head]:
         """Both heads over the common ids; the student's is differentiable."""
-        student = head_of(self.student, self.draft_vocabulary)
+        student = head_of(self.student, self.known_vocabulary)
         return common_heads(student, head_of(self.teacher), self.n_tokens)
 
 
@@ -76,7 +82,8 @@ def per_token_loss(
     """Loss [N] of the student at every scored token; gradients reach the student alone.
 
     ``teacher_states`` [N, d] are the teacher's at the same positions; None for an objective that needs none.
-    ``reference_loss`` [N] is what an objective that selects tokens subtracts first.
+    ``reference_loss`` [N] is what an objective that selects tokens subtracts first. Of an objective that looks at the
+    teacher all tokens count, so that the sum of these losses weighs them alike.
     """
     student, teacher = pair.heads()
     return chunked_loss(
@@ -87,6 +94,7 @@ def per_token_loss(
         sequence_ids=layout.sequence_ids,
         reference_loss=reference_loss,
         chunk_tokens=chunk_tokens or None,
+        equal_weights=objective.needs_teacher,
     )
 
 
@@ -118,7 +126,7 @@ def overlaps(pair: Pair, layout: Layout, teacher_states: Tensor | None = None) -
     whole = common_heads(head_of(pair.teacher), head_of(pair.teacher), pair.n_tokens)[1]
     q_states = states(pair.student, layout)
     p_states = states(pair.teacher, layout) if teacher_states is None else teacher_states
-    rows = max(1, METRIC_BYTES // (4 * whole.width))
+    rows = max(1, chunk_bytes(whole.weight.device) // (4 * whole.width))
     alphas, agreements = [], []
     for q_part, p_part in zip(q_states.split(rows), p_states.split(rows), strict=True):
         q, p = student(q_part).float(), whole(p_part).float()

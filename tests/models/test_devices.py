@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from specalign.decoding.clock import Clock
-from specalign.models.devices import prepare_device
+from specalign.models.devices import multiply_in_tf32, prepare_device
 
 
 def test_a_cuda_device_becomes_the_current_one_without_cudnn_attention(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,6 +23,15 @@ def test_a_cuda_device_becomes_the_current_one_without_cudnn_attention(monkeypat
         assert chosen == [torch.device("cuda:1")]
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_float32_products_are_tf32s_on_cuda_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", told.append)
+    multiply_in_tf32(torch.device("cpu"))
+    assert not told
+    multiply_in_tf32(torch.device("cuda"))
+    assert told == ["high"]
 
 
 def test_marks_are_made_in_the_devices_own_order_of_work(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -41,6 +41,30 @@ def test_a_fixed_response_is_scored_once_and_alike_in_every_batch(
     first = kept.of(FIXED, packed=True)
     monkeypatch.setattr(kept.teacher, "get_decoder", lambda: pytest.fail("the teacher ran again"))
     assert torch.equal(kept.of(FIXED[::-1], packed=True), torch.cat(first.split([2, 4, 1])[::-1]))
+
+
+@pytest.mark.parametrize(("together", "passes"), [(True, 1), (False, 3)])
+def test_on_a_gpu_the_unknown_rows_of_a_batch_share_a_pass(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, together: bool, passes: int
+) -> None:
+    """In the first epoch each pass over one row alone would leave most of the device idle."""
+    kept = TeacherStates(load_materials(tiny()).teacher.double(), ROOM)
+    assert not kept.together  # the CPU's runs repeat bit by bit
+    kept.together = together
+    calls: list[int] = []
+    score = TeacherStates._score
+
+    def counted(self: TeacherStates, rows: Sequence[Row], packed: bool) -> tuple[torch.Tensor, ...]:
+        calls.append(len(rows))
+        return score(self, rows, packed)
+
+    monkeypatch.setattr(TeacherStates, "_score", counted)
+    found = kept.of([*FIXED, FIXED[0]], packed=True)
+    expected = states(kept.teacher, lay_out([*FIXED, FIXED[0]], packed=True))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    assert len(calls) == passes
+    kept.of(FIXED, packed=True)
+    assert len(calls) == passes
 
 
 def test_training_with_kept_states_is_training(tiny: Tiny, tmp_path: Path) -> None:
