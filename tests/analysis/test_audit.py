@@ -404,3 +404,30 @@ def test_the_command_prints_the_seal_and_holds_it_against_another(
     main(["verify", str(honest), "--seal", seal[:16]])
     with pytest.raises(UserError, match=f"the seal is {seal}, not {'0' * 64}"):
         main(["verify", str(honest), "--seal", "0" * 64])
+
+
+def test_a_run_of_two_sessions_is_honest_and_its_second_machine_is_chained_too(
+    bench: Callable[..., list[str]], inputs: AtHand, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_run(bench(drafters=("small",))[1:])
+    make_one, made = runner._generate_one, list[Any]()
+
+    def interrupted(*arguments: Any) -> Any:
+        if len(made) == 5:
+            raise KeyboardInterrupt
+        made.append(make_one(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr(runner, "_generate_one", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        runner.run(config)
+    monkeypatch.setattr(runner, "_generate_one", make_one)
+    runner.run(config)
+    folder = tmp_path / "run"
+    assert audit(folder, inputs).problems == []
+    result = read_result(folder)
+    (session,) = result.provenance["resumed"]
+    assert session["after"] == 5
+    session["hardware"]["cpu"] = "a faster one"
+    write_result(folder, result)
+    assert "the chain is broken" in audit(folder, inputs).problems[0]
