@@ -3,10 +3,12 @@
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 
@@ -22,6 +24,18 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = (folder / "dist").glob("*.whl")
     return set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_floor_is_where_the_bounds_are() -> None:
+    """torch and transformers exactly; of the rest no pin is below its bound."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {Requirement(line).name.replace("-", "_"): Requirement(line) for line in project["dependencies"]}
+    lines = (ROOT / "constraints-floor.txt").read_text().splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    for name, version in pins.items():
+        assert version in needed[name.replace("-", "_")].specifier, name
+    for name in ("torch", "transformers"):
+        assert str(needed[name].specifier) == ">=" + ".".join(pins[name].split(".")[:2])
 
 
 def test_specalign_is_the_only_importable_name(shipped: set[str]) -> None:

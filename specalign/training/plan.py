@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
 from specalign.errors import UserError
 from specalign.losses import NEEDS
-from specalign.losses.chunked import CHUNK_BYTES
+from specalign.losses.chunked import chunk_bytes
 from specalign.models.load import BITS, resolve_device, resolve_dtype, resolve_model
 from specalign.models.preflight import device_memory_bytes
 from specalign.terminal import say
@@ -19,6 +19,7 @@ from specalign.training.config import TrainConfig
 
 LOGIT_COPIES = 12
 """Tensors of the size of one chunk of float32 logits that are alive together in losses.chunked."""
+SHOWN = ("weights", "copies", "gradients", "optimiser", "activations", "logits", "rollouts", "total")
 ACTIVATIONS_PER_LAYER = 34
 """Bytes of activations per token, layer and hidden unit at two bytes a number, attention scores aside
 (Korthikanti et al. 2022, arXiv:2205.05198, section 4)."""
@@ -32,18 +33,27 @@ class Plan:
     teacher_parameters: int
     weights: int
     """Both models."""
+    copies: int
+    """Of the student: as it starts, kept for the command's other runs, and in half precision while autocast lasts."""
     gradients: int
     optimiser: int
     activations: int
     """Of one forward and backward pass of ``optimiser.batch`` prompts."""
     logits: int
+    rollouts: int
+    """The caches of the student's responses, before the pass; theirs is the same memory."""
     flops_per_token: float
     """Of rollout, scoring and update, for one trained token."""
 
     @property
     def total(self) -> int:
-        """All of them together."""
-        return self.weights + self.gradients + self.optimiser + self.activations + self.logits
+        """All that is there at the same time."""
+        return self.lasting + max(self.activations + self.logits, self.rollouts)
+
+    @property
+    def lasting(self) -> int:
+        """What is there all the time."""
+        return self.weights + self.copies + self.gradients + self.optimiser
 
 
 def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
@@ -65,18 +75,22 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
         student,
         teacher,
         weights=4 * own + int(teacher * bits / 8),
+        copies=4 * student + (2 * student if _halves(config) else 0),
         gradients=4 * own,
         optimiser=8 * student // processes if sharded == "moments" else 8 * own,
         activations=_activations(config, student_config, tokens),
-        logits=LOGIT_COPIES * CHUNK_BYTES,
+        logits=LOGIT_COPIES * chunk_bytes(device),
+        rollouts=_rollouts(config, student_config),
         flops_per_token=_flops_per_token(config, (student_config, student), (teacher_config, teacher)),
     )
 
 
 def largest_batch(config: TrainConfig, plan: Plan, memory: int) -> int:
     """Prompts of one pass that fit into ``memory`` bytes beside everything else; 0 where none does."""
+    if memory < plan.lasting + plan.rollouts:
+        return 0
     per_prompt = plan.activations / config.optimiser.batch
-    return max(0, int((memory - (plan.total - plan.activations)) / per_prompt))
+    return max(0, int((memory - plan.lasting - plan.logits) / per_prompt))
 
 
 def print_plan(
@@ -99,10 +113,7 @@ def print_plan(
             if processes
             else []
         ),
-        *(
-            f"  {name:<12} {getattr(plan, name) / 2**30:8.2f} GiB"
-            for name in ("weights", "gradients", "optimiser", "activations", "logits", "total")
-        ),
+        *(f"  {name:<12} {getattr(plan, name) / 2**30:8.2f} GiB" for name in SHOWN),
         f"  {owner} {memory / 2**30:.1f} GiB: optimiser.batch up to about {largest_batch(config, plan, memory)}",
         f"  {plan.flops_per_token / 1e9:.1f} GFLOP a trained token, cached responses and states aside",
     ]
@@ -190,9 +201,33 @@ def _tokens_per_prompt(config: TrainConfig) -> int:
     return data.max_prompt_tokens + data.max_response_tokens + extra
 
 
+def _halves(config: TrainConfig) -> bool:
+    """Whether the student's passes run in half precision, under autocast."""
+    precision = config.optimiser.precision
+    return precision in ("bfloat16", "float16") or (
+        precision == "auto" and resolve_device(config.device).type == "cuda"
+    )
+
+
+def _rollouts(config: TrainConfig, student: Any) -> int:
+    """Keys and values of the responses that the student writes at a time, each as long as it may become."""
+    rollout, data, text = config.rollout, config.data, student.get_text_config()
+    if not rollout.student_share:
+        return 0
+    branched = rollout.style == "branches"
+    prompts = min(rollout.batch, config.optimiser.batch * config.optimiser.accumulation)
+    tokens = data.max_prompt_tokens + data.max_response_tokens + (rollout.k_max if branched else 0)
+    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    size = getattr(text, "head_dim", None) or getattr(text, "d_kv", None)
+    size = size or text.hidden_size // text.num_attention_heads
+    layers = getattr(text, "num_decoder_layers", None) or text.num_hidden_layers
+    number = 2 if _halves(config) else 4
+    return prompts * (rollout.branches if branched else 1) * tokens * 2 * layers * heads * size * number
+
+
 def _activations(config: TrainConfig, student: Any, tokens: int) -> int:
     text = student.get_text_config()
-    width = 1 if resolve_device(config.device).type == "cuda" else 2  # bfloat16 autocast halves them on CUDA
+    width = 1 if _halves(config) else 2
     if config.optimiser.gradient_checkpointing:
         return tokens * text.hidden_size * width * (2 * text.num_hidden_layers + ACTIVATIONS_PER_LAYER)
     return tokens * text.hidden_size * width * ACTIVATIONS_PER_LAYER * text.num_hidden_layers

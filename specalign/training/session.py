@@ -20,6 +20,7 @@ from specalign.training.loop import train
 from specalign.training.materials import load_data, load_materials
 from specalign.training.preflight import findings
 from specalign.training.recipe import check, completed, with_prompt
+from specalign.training.sharding import require_divisible
 from specalign.training.validation import make_validation
 
 
@@ -33,6 +34,8 @@ def train_all(configs: Sequence[TrainConfig]) -> None:
         check(config)
         refuse_plugins(config.optimiser.precision)
     with process_group(configs[0].device), ExitStack() as held:
+        for config in configs:
+            require_divisible(config.optimiser.sharded)
         if rank() == 0:
             for config in configs:
                 held.enter_context(hold(config.output, "specalign-train"))

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from specalign.errors import UserError
 from specalign.models.properties import Tower, tower_layers
 from specalign.training.distributed import world_size
 
@@ -37,6 +38,19 @@ def shard(model: PreTrainedModel) -> None:
             if isinstance(module, FSDPModule):  # sums, by an operation that gloo has too
                 module.set_gradient_divide_factor(1.0)
                 module.set_force_sum_reduction_for_comms(True)
+
+
+def require_divisible(sharded: str) -> None:
+    """Raise UserError where torch cannot forget what one process alone has run of a divided model (before 2.13)."""
+    if sharded != "weights" or world_size() == 1:
+        return
+    from torch.distributed.fsdp import FSDPModule
+
+    if not hasattr(FSDPModule, "reset_iter_state"):
+        raise UserError(
+            f"optimiser.sharded = weights needs torch 2.13, this is {torch.__version__}; "
+            "optimiser.sharded = moments does without"
+        )
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -1,5 +1,6 @@
 """The command: instant help, one line and exit code 2 for a user's mistake, 130 for Ctrl-C."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -154,7 +155,8 @@ def test_plan_counts_what_the_models_have(
     plan = make_plan(config)
     teacher = AutoModelForCausalLM.from_pretrained(config.teacher.model)
     assert plan.teacher_parameters == teacher.num_parameters()
-    assert plan.total == sum((plan.weights, plan.gradients, plan.optimiser, plan.activations, plan.logits))
+    assert plan.lasting == sum((plan.weights, plan.copies, plan.gradients, plan.optimiser))
+    assert plan.total == plan.lasting + plan.activations + plan.logits
     assert largest_batch(config, plan, plan.total) == config.optimiser.batch
     recipe = tmp_path / "recipe.toml"
     write_config(recipe, config)
@@ -168,6 +170,26 @@ def test_plan_counts_what_the_models_have(
         main(["plan", "--recipe", str(recipe), "--tflops=-1"])
     with pytest.raises(UserError, match="--memory-gib: invalid float value: 'much'"):
         main(["plan", "--recipe", str(recipe), "--memory-gib", "much"])
+
+
+def test_plan_counts_what_a_run_keeps_beside_its_models(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The start of the student, autocast's copies of its weights, and the caches of its rollouts."""
+    from specalign.training import plan as planning
+
+    full, seqkd = (planning.make_plan(tiny(name)) for name in ("distillspec", "seqkd"))
+    assert full.copies == 4 * full.student_parameters
+    keys_and_values = 2 * 2 * 1 * 8  # of two layers with one head of 8
+    assert full.rollouts == 4 * (16 + 6) * keys_and_values * 4  # four prompts of 16 + 6 tokens, float32
+    assert seqkd.rollouts == 0
+    forks = planning.make_plan(tiny("gkd"))
+    assert (
+        forks.rollouts == 3 * 4 * (16 + 6 + 4) * keys_and_values * 4
+    )  # three branches each, of up to four tokens
+    half = planning.make_plan(tiny("distillspec", optimiser={"precision": "bfloat16"}))
+    assert half.copies == 6 * half.student_parameters
+    assert half.rollouts == full.rollouts // 2
+    crowded = dataclasses.replace(full, rollouts=2**40)
+    assert planning.largest_batch(tiny("distillspec"), crowded, 2**39) == 0
 
 
 def test_plan_divides_what_the_processes_do(tiny: Tiny) -> None:

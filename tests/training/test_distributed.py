@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import AdamW
 from transformers import T5Config, T5ForConditionalGeneration
@@ -19,12 +20,16 @@ from transformers import T5Config, T5ForConditionalGeneration
 from specalign.config import write_config
 from specalign.errors import UserError
 from specalign.files import write_json
-from specalign.training import distributed, folder, optimiser, setup
+from specalign.training import distributed, folder, optimiser, setup, sharding
 from specalign.training.checkpoints import list_checkpoints
 from specalign.training.config import OptimiserConfig, TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.session import train_all
 from specalign.training.sharding import is_sharded, whole
+
+NEEDS_NEW_TORCH = pytest.mark.skipif(
+    not hasattr(FSDPModule, "reset_iter_state"), reason="weights are divided with torch 2.13 or later"
+)
 
 
 def free_port() -> int:
@@ -78,7 +83,11 @@ def assert_same_run(one: TrainConfig, two: TrainConfig) -> None:
 
 @pytest.mark.parametrize(
     ("vocabulary", "sharded"),
-    [(0, "moments"), (0, "weights"), pytest.param(20, "none", marks=pytest.mark.slow)],
+    [
+        (0, "moments"),
+        pytest.param(0, "weights", marks=NEEDS_NEW_TORCH),
+        pytest.param(20, "none", marks=pytest.mark.slow),
+    ],
 )
 def test_two_processes_equal_one(
     tiny: Callable[..., TrainConfig], tmp_path: Path, vocabulary: int, sharded: str
@@ -158,6 +167,14 @@ def test_the_optimiser_is_sharded_if_asked_for_among_several(monkeypatch: pytest
         assert type(optimiser.adamw(model, config)) is kind
 
 
+def test_an_older_torch_is_told_what_it_can_divide(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "world_size", lambda: 2)
+    monkeypatch.delattr(FSDPModule, "reset_iter_state", raising=False)
+    sharding.require_divisible("moments")
+    with pytest.raises(UserError, match=r"needs torch 2\.13, .* optimiser.sharded = moments does without"):
+        sharding.require_divisible("weights")
+
+
 @pytest.mark.usefixtures("lone_group")
 def test_the_layers_are_divided_if_asked_for_among_several(
     tiny: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch
@@ -174,7 +191,7 @@ def test_the_layers_are_divided_if_asked_for_among_several(
             assert not any(map(is_sharded, student.parameters()))
 
 
-@pytest.mark.parametrize("sharded", ["moments", "weights"])
+@pytest.mark.parametrize("sharded", ["moments", pytest.param("weights", marks=NEEDS_NEW_TORCH)])
 def test_a_sharded_runs_checkpoint_is_whole(
     tiny: Callable[..., TrainConfig], tmp_path: Path, sharded: str
 ) -> None:
@@ -201,6 +218,7 @@ def test_a_sharded_runs_checkpoint_is_whole(
     assert folder.read_provenance(two.output)["status"] == "complete"
 
 
+@NEEDS_NEW_TORCH
 @pytest.mark.parametrize(
     "checkpointing",
     [False, pytest.param(True, marks=pytest.mark.slow)],
@@ -226,6 +244,7 @@ def test_divided_layers_change_nothing_on_policy(
     assert_same_run(whole, divided)
 
 
+@NEEDS_NEW_TORCH
 @pytest.mark.slow
 def test_both_towers_are_divided(
     tiny: Callable[..., TrainConfig], teacher_folder: Path, tmp_path: Path
