@@ -19,7 +19,7 @@ from specalign.files import file_sha256, write_json
 from specalign.provenance import stamp
 from specalign.results import RECORDS_FILE, read_records, read_result, record_line, write_result
 
-SOURCE = Path(__file__).parents[1] / "reports" / "2026-11-24_demo_cpu-2core"
+SOURCE = Path(__file__).parents[1] / "reports" / "2026-11-24_demo-packed_cpu-2core"
 BUILD = """
 import json, resource, sys, time
 from pathlib import Path

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
+import shutil
 import tempfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from specalign import folders
 from specalign.errors import UserError
@@ -67,17 +70,54 @@ def read_text(path: Path) -> str:
 
 
 def byte_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, without their newlines. Raises UserError where there is none, or it ends within a line."""
-    if not path.is_file():
-        raise UserError(f"no such file: {path}")
-    with open(path, "rb") as file:
+    """The lines of a file, without their newlines; where only ``path``.gz is there, of that.
+
+    Raises UserError where there is neither, or it ends within a line.
+    """
+    with open_stored(path) as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 raise UserError(f"{path}, line {number}: cut off; the run was interrupted while writing it")
             yield line[:-1]
 
 
+def stored(path: Path) -> Path:
+    """The file as it lies there: ``path``, or ``path``.gz where only that exists."""
+    packed = path.with_name(f"{path.name}.gz")
+    return packed if packed.is_file() and not path.is_file() else path
+
+
+@contextmanager
+def open_stored(path: Path) -> Iterator[IO[bytes]]:
+    """Open ``path``, or ``path``.gz where only that exists, to read its content.
+
+    Raises UserError where there is neither, or the compressed one is damaged.
+    """
+    kept = stored(path)
+    try:
+        with gzip.open(kept) if kept != path else open(kept, "rb") as file:
+            yield file  # type: ignore[misc]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"no such file: {path}") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{kept} is damaged: {error}") from None
+
+
+def compress(path: Path, packed: Path) -> None:
+    """Write a file's content into ``packed``, by gzip without name and time: the same bytes for the same content."""
+    with (
+        open_stored(path) as content,
+        atomic_path(packed) as partial,
+        open(partial, "wb") as raw,
+        gzip.GzipFile(filename="", mode="wb", fileobj=raw, compresslevel=9, mtime=0) as out,
+    ):
+        shutil.copyfileobj(content, out)
+
+
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a file's content, in hexadecimal: of ``path``.gz, where only that exists, of what is in it."""
+    with open_stored(path) as file:
+        digest = hashlib.sha256()
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -15,7 +15,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import to_json
 
 from specalign.errors import UserError
-from specalign.files import byte_lines, file_sha256
+from specalign.files import byte_lines, file_sha256, stored
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
@@ -154,7 +154,7 @@ def probe_lines(probes: Iterable[Probe]) -> str:
 
 def read_probes(path: Path) -> list[Probe]:
     """Read probes.jsonl; empty where there is none. A damaged line raises UserError with its number."""
-    if not path.exists():
+    if not stored(path).exists():
         return []
     probes = []
     for number, line in enumerate(byte_lines(path), start=1):
@@ -180,7 +180,7 @@ def require_untouched(folder: Path, result: BenchmarkResult) -> None:
         path = folder / name
         if not expected and name == PROBES_FILE:
             continue
-        if not path.is_file():
+        if not stored(path).is_file():
             raise UserError(f"no such file: {path}")
         if file_sha256(path) != expected:
             raise UserError(f"{path} was changed after the run: its hash is not the one in result.json")

@@ -8,13 +8,14 @@ from pathlib import Path
 
 from specalign.analysis.summary import summarise
 from specalign.errors import UserError
+from specalign.files import stored
 from specalign.results import RECORDS_FILE, BenchmarkResult, GenerationRecord, read_records, read_result
 
 
 def result_so_far(run: Path) -> BenchmarkResult:
     """The result of a run folder; where it has no rows yet, with those of the records that can be read."""
     result = read_result(run)
-    if result.rows or result.status == "complete" or not (run / RECORDS_FILE).is_file():
+    if result.rows or result.status == "complete" or not stored(run / RECORDS_FILE).is_file():
         return result
     records = list(readable(run / RECORDS_FILE))
     statuses = [record.status for record in records]

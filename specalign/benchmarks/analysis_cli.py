@@ -81,6 +81,7 @@ class StudyConfig:
     their acceptance on test prompts (data.n-test) as RUN/held_out.json."""
     baseline: str = ""
     """Objective to compare with; empty: that of RUN/hypotheses.toml, else the first with several seeds."""
+    __pydantic_config__ = STRICT
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from specalign.benchmarks.config import BenchConfig, check
 from specalign.benchmarks.engines import ENGINES
 from specalign.config import STRICT, flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
-from specalign.ranges import Device, Output
+from specalign.ranges import Above0, Device, Output
 from specalign.templates import prompt_text
 from specalign.terminal import say, show
 
@@ -40,7 +40,8 @@ commands:
   selftest --device cuda                     prove the engine on this machine: parity, losslessness, timing
   report RUN                                 rebuild report.md, report.html and the plots of a run
   compare RUN RUN ...                        put the rows of several runs side by side
-  export RUN --parquet                       write the records as a table, a row a generation
+  export RUN --parquet                       write the records as a table, or the pictures as SVG or PDF
+  publish RUN                                write a finished run in its published form, for reports/
   index                                      write reports/README.md, the index of the published runs
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
   deploy RUN                                 print the vllm serve command with the gamma that a run recommends
@@ -89,12 +90,28 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the records of a run as a table, a row a generation; steps become columns of lists (JSON in CSV)."""
+    """Write the records of a run as a table, a row a generation (steps become columns of lists, JSON in CSV), or its
+    pictures for print."""
 
     parquet: bool = False
     """Write records.parquet into the run folder."""
     csv: bool = False
     """Write records.csv into the run folder."""
+    svg: bool = False
+    """Write the report's pictures as SVG into the run folder."""
+    pdf: bool = False
+    """Write them as PDF."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
+class PublishConfig:
+    """Write a finished run in its published form, small and checkable, into a folder of its own."""
+
+    output: Path | None = None
+    """Folder to make; default: reports/<date>_<suite>_<hardware>."""
+    most_mb: Above0 = 1.5
+    """Largest size of the whole, in MB."""
     __pydantic_config__ = STRICT
 
 
@@ -190,14 +207,20 @@ def _compare(arguments: Sequence[str]) -> None:
 
 def _export(arguments: Sequence[str]) -> None:
     (folder,), config = run_folders("export", arguments, ExportConfig(), most=1)
-    if not (config.parquet or config.csv):
-        raise UserError("export needs --parquet or --csv")
-    from specalign.reports.export import write_csv, write_parquet
+    wanted = [name for name, chosen in asdict(config).items() if chosen]
+    if not wanted:
+        raise UserError("export needs --parquet, --csv, --svg or --pdf")
+    from specalign.reports.export import WRITERS
 
-    if config.parquet:
-        say(write_parquet(folder))
-    if config.csv:
-        say(write_csv(folder))
+    for name in wanted:
+        say(WRITERS[name](folder))
+
+
+def _publish(arguments: Sequence[str]) -> None:
+    (folder,), config = run_folders("publish", arguments, PublishConfig(), most=1)
+    from specalign.reports.publish import publish
+
+    say(publish(folder, config.output, most_bytes=round(1e6 * config.most_mb)))
 
 
 def _index(arguments: Sequence[str]) -> None:
@@ -255,6 +278,7 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "report": _report,
     "compare": _compare,
     "export": _export,
+    "publish": _publish,
     "index": _index,
     "explain": explain_command,
     "deploy": deploy_command,

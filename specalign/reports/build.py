@@ -16,7 +16,8 @@ from specalign.reports.page import html_page
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.sections import document
 from specalign.reports.speeds import read_speeds
-from specalign.reports.style import save
+from specalign.reports.style import save_png
+from specalign.reports.svg import inline_svg
 from specalign.reports.tables import comparison, escape
 from specalign.results import BenchmarkResult, read_result
 
@@ -35,7 +36,8 @@ def build_report(run: Path, result: BenchmarkResult | None = None) -> Path:
     speeds = read_speeds(run)
     pictures, drawings = [], {}
     for name, figure, caption in figures(result.rows, speeds):
-        drawings[name] = save(figure, run / name)
+        drawings[name] = inline_svg(figure, name)
+        save_png(figure, run / f"{name}.png")
         pictures.append(Picture(name, caption))
     report = document(result, speeds, pictures)
     write_text(run / PAGE_FILE, html_page(report, drawings))

@@ -25,7 +25,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A file beside the report, ``name``.png and ``name``.svg."""
+    """A file beside the report, ``name``.png; in HTML an element of the page."""
 
     name: str
     caption: str

@@ -1,4 +1,4 @@
-"""records.jsonl as a table for other tools."""
+"""A run for other tools: its records as a table, its pictures for print."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+import matplotlib as mpl
 import pandas as pd
 
-from specalign.files import atomic_path
+from specalign.analysis.partial import result_so_far
+from specalign.files import atomic_path, write_text
+from specalign.reports.gallery import figures
+from specalign.reports.speeds import read_speeds
+from specalign.reports.style import SETTINGS
+from specalign.reports.svg import svg_file
 from specalign.results import RECORDS_FILE, read_records
 from specalign.text import plain
 
@@ -45,3 +51,22 @@ def _cell(value: object) -> object:
         return value
     text = plain(value)
     return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+
+
+def write_svg(run: Path) -> Path:
+    """Write every picture of the report as NAME.svg, letters as paths; returns the folder."""
+    for name, figure, _ in figures(result_so_far(run).rows, read_speeds(run)):
+        write_text(run / f"{name}.svg", svg_file(figure))
+    return run
+
+
+def write_pdf(run: Path) -> Path:
+    """Write every picture of the report as NAME.pdf; returns the folder."""
+    for name, figure, _ in figures(result_so_far(run).rows, read_speeds(run)):
+        with atomic_path(run / f"{name}.pdf") as partial, mpl.rc_context(SETTINGS):
+            figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
+    return run
+
+
+WRITERS = {"parquet": write_parquet, "csv": write_csv, "svg": write_svg, "pdf": write_pdf}
+"""Format -> what writes it into the run folder and returns where."""

@@ -19,8 +19,9 @@ INTRODUCTION = """\
 # Published runs
 
 Each folder is one run, named `<date>_<suite>_<hardware>`: `report.md` and `report.html` (the same, one file that opens
-from disk; start there), plots, `result.json` with every figure, and `records.jsonl` with every step of every
-generation. Your own runs land here too; git ignores them. `specalign-bench index` writes this page.
+from disk; start there), `result.json` with every figure, and `records.jsonl.gz` with every step of every generation.
+Your own runs land here too; git ignores them. `specalign-bench publish RUN` makes such a folder,
+`specalign-bench index` this page.
 """
 COMMANDS = """\
 `specalign-bench report FOLDER` rebuilds a report from its files, `specalign-bench explain FOLDER` says why each drafter

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import re
 from collections.abc import Mapping
 from importlib.resources import files
 
@@ -30,7 +29,7 @@ MEANINGS = {
 
 
 def html_page(document: Document, drawings: Mapping[str, str]) -> str:
-    """The page; ``drawings`` are SVG files' texts by picture name. Every other string is escaped."""
+    """The page; ``drawings`` are SVG elements by picture name. Every other string is escaped."""
     environment = Environment(
         loader=PackageLoader("specalign.reports"),
         autoescape=True,
@@ -40,7 +39,7 @@ def html_page(document: Document, drawings: Mapping[str, str]) -> str:
     script = _resource("sort.js")
     page = environment.get_template("report.html.j2").render(
         document=document,
-        drawings={name: Markup(inline_svg(text, name)) for name, text in drawings.items()},
+        drawings={name: Markup(text) for name, text in drawings.items()},
         meanings=MEANINGS,
         tagged=_tagged,
         style=Markup(_resource("style.css")),
@@ -48,13 +47,6 @@ def html_page(document: Document, drawings: Mapping[str, str]) -> str:
         script_hash=f"sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}",
     )
     return plain(page)
-
-
-def inline_svg(text: str, name: str) -> str:
-    """An SVG file of ours as an element of a page: no prolog, no metadata, ids of its own."""
-    element = re.sub(r"\s*<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
-    element = re.sub(r'(\bid="|"#|url\(#)', rf"\g<1>{name}-", element)
-    return element.replace("<svg ", '<svg role="img" ', 1)
 
 
 def _tagged(block: Block) -> dict[str, object]:

@@ -23,9 +23,9 @@ from specalign.analysis.study import (
     read_curves,
     read_study,
 )
-from specalign.files import atomic_path, write_text
+from specalign.files import write_text
 from specalign.reports.held_out import held_out_lines
-from specalign.reports.style import new_figure
+from specalign.reports.style import new_figure, save_png
 from specalign.reports.tables import NONE, interval, markdown_table
 from specalign.results import LOOKUP
 
@@ -172,5 +172,4 @@ def draw(curves: Curves, path: Path) -> None:
             axes.plot(x, y, style, marker="o", markersize=3, linewidth=1.4, label=arm, color=f"C{place % 10}")
         axes.set(title=title, xlabel="trained tokens")
     panels[1].legend(fontsize=8, loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png", dpi=130, bbox_inches="tight", metadata={"Software": None})
+    save_png(figure, path)

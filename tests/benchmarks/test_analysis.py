@@ -15,7 +15,7 @@ from specalign.results import RECORDS_FILE, read_result, write_result
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "schemas"
-DEMO = next((ROOT / "reports").glob("*_demo_*"))
+DEMO = next((ROOT / "reports").glob("*_demo*"))
 
 
 @pytest.fixture(scope="module")

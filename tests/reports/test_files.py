@@ -28,8 +28,21 @@ def test_parquet_and_csv_hold_every_record(make_run: Callable[..., Path]) -> Non
     assert [json.loads(cell) for cell in text["steps.n_emitted"]] == emitted
 
 
+def test_pictures_are_exported_on_demand(make_run: Callable[..., Path]) -> None:
+    run = make_run()
+    main(["report", str(run)])
+    shown = {path.stem for path in run.glob("*.png")}
+    assert not list(run.glob("*.svg"))
+    main(["export", str(run), "--svg", "--pdf"])
+    assert {path.stem for path in run.glob("*.svg")} == {path.stem for path in run.glob("*.pdf")} == shown
+    drawn = (run / "speedup.svg").read_text(encoding="utf-8")
+    main(["export", str(run), "--svg"])
+    assert (run / "speedup.svg").read_text(encoding="utf-8") == drawn
+    assert "<text" not in drawn, "letters are paths: the file looks the same everywhere"
+
+
 def test_export_asks_for_a_format(make_run: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="--parquet or --csv"):
+    with pytest.raises(UserError, match="--parquet, --csv, --svg or --pdf"):
         main(["export", str(make_run())])
 
 
