@@ -120,6 +120,9 @@ def _context(config: BenchConfig, model: models.Outline) -> str | Caution:
     parts = config.data.max_prompt_tokens, config.decoding.max_new_tokens
     needed = max(parts) if model.model.config.is_encoder_decoder else sum(parts)
     limit = context_limit(model.model)
+    longest = max(config.decoding.gammas)
+    if limit is not None and longest >= limit:
+        raise UserError(f"decoding.gammas: a draft of {longest} tokens does not fit a context of {limit:,}")
     if limit is not None and needed > limit:
         return Caution(
             f"the longest prompts leave fewer than max_new_tokens of {limit:,} positions: they end early"

@@ -11,8 +11,9 @@ from specalign.data.turns import end_of_turn
 from specalign.errors import UserError
 from specalign.models import preflight as models
 from specalign.models.load import check_weights, require_bitsandbytes, resolve_device
-from specalign.models.properties import decoder_layers, tower_layers
+from specalign.models.properties import decoder_layers, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
+from specalign.models.vocabulary import n_ids
 from specalign.preflight import Caution, Check, Finding, examine
 from specalign.training.config import UNTRAINED, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device
@@ -43,6 +44,7 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
         ("context", lambda: models.check_context(teacher(), "teacher", _needed(config), ASKS)),
         ("attention", lambda: models.check_attention(teacher(), config.attn, resolve_device(config.device))),
     ]
+    checks += [("draft vocabulary", partial(_trimmed, each, teacher)) for each in _distinct_students(configs)]
     if config.engine.name == "vllm":
         checks.append(("responses' engine", lambda: _engine(config, teacher())))
     for each in configs:
@@ -103,6 +105,22 @@ def _slice(config: TrainConfig, teacher: models.Outline) -> str:
     require_layers(layers, n_layers)
     names = f"{len(layers)} layers, chosen by a probe," if probed else f"layers {', '.join(map(str, layers))}"
     return f"{names} of the teacher's {n_layers}, {student.start}"
+
+
+def _trimmed(config: TrainConfig, teacher: Load) -> str | Caution:
+    """Special tokens and ends are kept in any case; what else there is room for is the drafter's vocabulary."""
+    size = config.student.draft_vocabulary
+    if not size:
+        return "all ids"
+    width, kept = n_ids(teacher().tokenizer), {*eos_ids(teacher().model), *teacher().tokenizer.all_special_ids}
+    if size <= len(kept):
+        raise UserError(
+            f"student.draft_vocabulary = {size} leaves no room for text beside {len(kept)} special tokens; "
+            f"choose {len(kept) + 1} to {width - 1}, or 0 for all"
+        )
+    if size >= width:
+        return Caution(f"student.draft_vocabulary = {size} trims nothing: the tokenizer has {width} ids")
+    return f"{size} of {width} ids"
 
 
 def _needed(config: TrainConfig) -> tuple[int, int]:

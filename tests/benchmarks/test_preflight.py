@@ -103,3 +103,11 @@ def test_damaged_weights_are_found_in_their_headers(bench: Bench, models_folder:
     checks = {finding.check: finding for finding in findings(parse_run(words[1:]), data=False)}
     assert checks["weights"].verdict == "failed"
     assert "model.safetensors" in checks["weights"].detail
+
+
+def test_a_draft_as_long_as_the_context_is_refused(bench: Bench) -> None:
+    """It would time a hundred calls first, and then draft nothing."""
+    words = bench("--decoding.gammas", "128")[1:]
+    finding = {finding.check: finding for finding in findings(parse_run(words), data=False)}["context"]
+    assert finding.verdict == "failed"
+    assert "a draft of 128 tokens does not fit a context of" in finding.detail

@@ -135,3 +135,21 @@ def test_a_run_checks_its_models_before_it_loads_them(tiny: Tiny, monkeypatch: p
         train_all([tiny("gkd", student={"n_layers": 9})])
     with pytest.raises(UserError, match="leaves no room"):
         train_all([tiny("gkd", data={"max_prompt_tokens": 2})])
+
+
+@pytest.mark.parametrize(
+    ("size", "verdict", "detail"),
+    [
+        (
+            2,
+            "failed",
+            "student.draft_vocabulary = 2 leaves no room for text beside 4 special tokens; choose 5 to 62",
+        ),
+        (20, "ok", "20 of 63 ids"),
+        (100, "note", "trims nothing: the tokenizer has 63 ids"),
+    ],
+)
+def test_a_draft_vocabulary_that_is_no_use(tiny: Tiny, size: int, verdict: str, detail: str) -> None:
+    finding = found(tiny("gkd", student={"draft_vocabulary": size}))["draft vocabulary"]
+    assert finding.verdict == verdict
+    assert detail in finding.detail
