@@ -200,7 +200,7 @@ class OptimiserConfig:
 
     lr: NotNegative = 0.0
     """Peak learning rate; 0: by the kind of start (RATES)."""
-    warmup_steps: CountOrZero = 20
+    warmup_steps: CountOrZero = 50
     """Steps in which the rate rises to its peak; 0: none."""
     final_lr: Share = 0.1
     """Rate at the end, as a share of the peak."""

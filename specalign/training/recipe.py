@@ -22,7 +22,7 @@ from specalign.training.config import (
 C = TypeVar("C")
 Start = Literal["aligned slice", "bare slice", "trained model"]
 
-RATES: dict[Start, float] = {"aligned slice": 3e-4, "bare slice": 1e-3, "trained model": 1e-4}
+RATES: dict[Start, float] = {"aligned slice": 1e-4, "bare slice": 1e-3, "trained model": 5e-5}
 """Peak learning rate by what training starts from: training/README.md has the learning curves."""
 
 PRESETS: dict[str, dict[str, Any]] = {

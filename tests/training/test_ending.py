@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load_file
 
 from specalign.errors import UserError
-from specalign.training import ending, folder
+from specalign.training import ending, folder, setup
 from specalign.training.checkpoints import FOLDER, list_checkpoints
 from specalign.training.config import TrainConfig
+from specalign.training.materials import load_materials
 from specalign.training.session import train_all
 
 Tiny = Callable[..., TrainConfig]
@@ -74,6 +75,29 @@ def test_training_that_does_not_help_is_told(tiny: Tiny, capsys: pytest.CaptureF
         "last": "worse weights are written, since result.keep = last",
     }
     assert written[keep] in printed
+
+
+@pytest.mark.parametrize(
+    ("ends", "told"),
+    [
+        ({"alpha": 0.4, "agreement": 0.3}, "training did not help.*agreement rose from 0.200 to 0.300"),
+        ({"alpha": 0.4, "agreement": 0.2}, "training did not help.*larger budget$"),
+        ({"alpha": 0.6, "agreement": 0.1}, ""),
+    ],
+)
+def test_a_gain_in_greedy_decoding_alone_is_told(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, ends: dict[str, float], told: str
+) -> None:
+    """Hard labels of the teacher's choice sharpen a drafter: its argmax gets better, its distribution worse."""
+    config = tiny("seqkd", result=BEST)
+    run = setup.start_run(config, load_materials(config))
+    log = [
+        {"kind": "validation", "step": 0, "alpha": 0.5, "agreement": 0.2},
+        {"kind": "validation", "step": 4, **ends},
+    ]
+    monkeypatch.setattr(folder, "read_log", lambda _: log)
+    found = ending.no_gain(run, ending.course_of(run))
+    assert re.match(told, found) if told and found else found is None
 
 
 def test_training_that_helps_warns_of_nothing(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
