@@ -96,7 +96,7 @@ class ExportConfig:
     parquet: bool = False
     """Write records.parquet into the run folder."""
     csv: bool = False
-    """Write records.csv into the run folder."""
+    """Write records.csv into the run folder; a text that a spreadsheet would take for a formula gets a ' before it."""
     svg: bool = False
     """Write the report's pictures as SVG into the run folder."""
     pdf: bool = False
