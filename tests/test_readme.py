@@ -142,7 +142,7 @@ def test_the_long_studys_rows_are_its_files(shown: str, method: str, curve: str,
 
 
 def test_the_losses_table_comes_out_of_its_file() -> None:
-    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    text = (ROOT / "docs" / "objectives_cost.md").read_text(encoding="utf-8")
     (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*losses_cpu[^)]*)\)", text)
     cases = json.loads((ROOT / name).read_text(encoding="utf-8"))["benchmarks"]
     assert len(cases) == 16

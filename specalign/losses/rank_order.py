@@ -38,10 +38,10 @@ def rank_order(
     O is every token outside pi (``rest``: the negatives plus one item for all others), or the hard negatives
     alone. The first term is a top-weighted ListMLE (Xia et al. 2008). With ``rest``, its first summand is
     -log q(argmax p), at least log 2 wherever the greedy draft is rejected: at temperature 0 the loss bounds
-    the rejections (docs/objectives.md states the sharp form). Ranks say nothing of sum min(p, q), what counts
+    the rejections (docs/rank_order.md states the sharp form). Ranks say nothing of sum min(p, q), what counts
     when sampling: there ``calibration`` > 0 pulls q towards p. l*(p) = (1 + sum_{i=2..k} p(pi_i) / S_i) / P_k, with
     S_i the mass that ranks before i leave and P_k that of the list, is the least factor with which q = p is a local
-    minimum (docs/objectives.md): ``anchor`` > 1 anchors every token there, whatever its distribution.
+    minimum (docs/rank_order.md): ``anchor`` > 1 anchors every token there, whatever its distribution.
     (One screening run on SmolLM2 found the calibrated form best and no gain from the contrast, hence the defaults.)
 
     Logits [..., C] -> [...], >= 0, in float32 or better; 0 at p = q for the calibration alone. ``labels`` are

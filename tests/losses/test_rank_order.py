@@ -1,4 +1,4 @@
-"""The rank-order loss: closed forms, invariances, and the bounds that docs/objectives.md proves."""
+"""The rank-order loss: closed forms, invariances, and the bounds that docs/rank_order.md proves."""
 
 from __future__ import annotations
 
