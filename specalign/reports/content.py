@@ -21,6 +21,8 @@ class Table:
 
     header: Sequence[str]
     lines: Sequence[Sequence[str]]
+    folded: str = ""
+    """What stands in the table's place until a reader opens it; empty: it is open."""
 
 
 @dataclass(frozen=True)

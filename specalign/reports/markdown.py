@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 
 from specalign.reports.content import Block, Code, Document, Paragraph, Picture, Section, Table
@@ -39,7 +40,9 @@ def _block(block: Block) -> list[str]:
         case Paragraph():
             return [_text(block)]
         case Table():
-            return markdown_table(block.header, block.lines)
+            table = markdown_table(block.header, block.lines)
+            summary = f"<summary>{html.escape(block.folded, quote=False)}</summary>"
+            return ["<details>", summary, "", *table, "", "</details>"] if block.folded else table
         case Picture():
             return [f"![{escape(block.caption)}]({block.name}.png)", "", f"*{escape(block.caption)}*"]
         case Code():

@@ -12,7 +12,7 @@ from specalign.reports.recommendation import processor, recommendation, setting
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.served import engine, load
 from specalign.reports.speeds import Speeds, group_of
-from specalign.reports.tables import interval, number, table_cells
+from specalign.reports.tables import detail_cells, interval, number, table_cells
 from specalign.results import BenchmarkResult, SummaryRow
 
 SYMBOLS = """\
@@ -29,6 +29,8 @@ ROUGE_WORDS = (
 MIN_PROMPTS = 2
 """Prompts that a category needs to get a line of its own."""
 MAX_CATEGORIES = 20
+ACROSS = 6
+"""Categories beside each other in a table."""
 
 
 def document(result: BenchmarkResult, speeds: Speeds, pictures: Sequence[Picture]) -> Document:
@@ -72,7 +74,8 @@ def _comparison(result: BenchmarkResult) -> Section:
     for temperature in temperatures_of(result.rows):
         rows = at(result.rows, temperature)
         rows.sort(key=_fastest_first)
-        parts.append(Section(f"Temperature {temperature:g}", [Table(*table_cells(rows))]))
+        further = Table(*detail_cells(rows), folded="Further figures")
+        parts.append(Section(f"Temperature {temperature:g}", [Table(*table_cells(rows)), further]))
     symbols = " ".join(SYMBOLS.split()) + _rouge_words(result)
     return Section("Comparison", [Paragraph("Sorted by measured speed-up. " + symbols)], parts)
 
@@ -129,7 +132,20 @@ def _category_table(
             cells.append(interval(speeds.speedup(group_of(row), plain, own), unit="x"))
         lines.append(cells)
     header = ["category", "prompts", *(f"{row.method} γ={row.gamma}" for row in drafters)]
-    return Section(f"Categories at temperature {temperature:g}", [Table(header, lines)])
+    return Section(f"Categories at temperature {temperature:g}", _by_method(header, lines))
+
+
+def _by_method(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[Table]:
+    """Methods down, categories with their numbers of prompts across; so many tables that none is wider than a page."""
+    categories = [f"{name} ({n_prompts})" for name, n_prompts, *_ in lines]
+    methods = [[method, *(line[place] for line in lines)] for place, method in enumerate(header[2:], start=2)]
+    return [
+        Table(
+            ["method", *categories[first : first + ACROSS]],
+            [[method[0], *method[1 + first : 1 + first + ACROSS]] for method in methods],
+        )
+        for first in range(0, len(categories), ACROSS)
+    ]
 
 
 def _negative(result: BenchmarkResult) -> Section | None:

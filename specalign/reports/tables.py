@@ -59,6 +59,9 @@ COLUMNS: list[Column] = [
     ("ROUGE-1/2/L vs reference", lambda row: rouges(row.rouge_vs_reference)),
     ("ROUGE-1/2/L vs target", lambda row: rouges(row.rouge_vs_target)),
 ]
+NAMING = ("method", "γ")
+DETAILS = ("whole", "α expected", "c", "decode speed-up", "predicted", "ROUGE-1/2/L vs target")
+"""Columns of a second table, beside method and γ: all in one would be wider than a page."""
 TERMINAL = ("method", "γ", "speed-up", "α counted", "break-even α", "τ", "c", "tokens/s")
 
 
@@ -78,14 +81,23 @@ def escape(text: str) -> str:
 
 
 def table_cells(rows: Sequence[SummaryRow]) -> tuple[list[str], list[list[str]]]:
-    """Header and lines of one temperature; columns that no row fills are left out."""
-    cells = [[show(row) for _, show in COLUMNS] for row in rows]
-    kept = [index for index in range(len(COLUMNS)) if any(line[index] != NONE for line in cells)]
-    return [COLUMNS[index][0] for index in kept], [[line[index] for index in kept] for line in cells]
+    """Header and lines of one temperature, the main columns; those that no row fills are left out."""
+    return _cells(rows, [column for column in COLUMNS if column[0] not in DETAILS])
+
+
+def detail_cells(rows: Sequence[SummaryRow]) -> tuple[list[str], list[list[str]]]:
+    """Header and lines of the further columns, behind method and γ."""
+    return _cells(rows, [column for column in COLUMNS if column[0] in (*NAMING, *DETAILS)])
+
+
+def _cells(rows: Sequence[SummaryRow], columns: Sequence[Column]) -> tuple[list[str], list[list[str]]]:
+    cells = [[show(row) for _, show in columns] for row in rows]
+    kept = [index for index in range(len(columns)) if any(line[index] != NONE for line in cells)]
+    return [columns[index][0] for index in kept], [[line[index] for index in kept] for line in cells]
 
 
 def comparison(rows: Sequence[SummaryRow]) -> list[str]:
-    """The table of one temperature, in markdown."""
+    """The main table of one temperature, in markdown."""
     return markdown_table(*table_cells(rows))
 
 

@@ -18,8 +18,14 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
 from specalign.reports import build_report
 
 CHROMIUM = os.environ.get("SPECALIGN_BROWSER") or shutil.which("chromium") or shutil.which("google-chrome")
-WIDTHS = (390, 1280)
+WIDTHS = (390, 1300)
 """A phone's and a desktop's, in CSS pixels."""
+
+TOO_WIDE = """() => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+  const boxes = [...document.querySelectorAll(".scroll")];
+  return boxes.filter((box) => box.scrollWidth > box.clientWidth).map((box) => box.textContent);
+}"""
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +65,8 @@ def test_opens_without_a_complaint_and_fits(browser: Browser, make_run: Callable
         assert problems == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert page.locator("svg").count() >= 5
+        if width == max(WIDTHS):
+            assert page.evaluate(TOO_WIDE) == [], "a table scrolls sideways"
         page.close()
 
 

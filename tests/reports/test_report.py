@@ -15,7 +15,7 @@ import pytest
 
 from specalign.errors import UserError
 from specalign.reports import build_report, compare_runs, result_table
-from specalign.reports.export import write_csv
+from specalign.reports.export import write_csv, write_svg
 from specalign.reports.tables import escape
 from specalign.results import RECORDS_FILE, Check, ModelInfo, SummaryRow, read_records, read_result, record_line
 from specalign.text import plain
@@ -85,6 +85,7 @@ def test_tables_keep_their_columns_whatever_the_names_hold(make_run: Callable[..
         command=["specalign-bench", f"```\n# out\n{HOSTILE}"],
     )  # fmt: skip
     text = build_report(run).read_text(encoding="utf-8")
+    write_svg(run)
     for name in ("report.md", "report.html", "speedup.svg"):
         written = (run / name).read_text(encoding="utf-8")
         assert plain(written) == written
