@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.errors import UserError
+from specalign.models.attention import attention_for
 from specalign.models.heads import head_of, hidden_states
 
 N_TOKENS = 8
@@ -70,8 +71,12 @@ def decoder_probe_ids(model: PreTrainedModel) -> Tensor:
 
 
 def own_logits(who: str, model: PreTrainedModel, **inputs: Any) -> Tensor:
-    """What the model's own class computes [B, T, V]. Raises UserError where it fails, or gives no numbers."""
-    logits = attempted(who, model, lambda: model(**inputs, use_cache=False).logits)
+    """What the model's own class computes [B, T, V]. Raises UserError where it fails, or gives no numbers.
+
+    By the attention that its decoding runs with: flash_attention_2 would refuse a float32 student.
+    """
+    with attention_for(model, masked=True):
+        logits = attempted(who, model, lambda: model(**inputs, use_cache=False).logits)
     if not bool(logits.amax(-1).isfinite().all()):
         raise UserError(not_finite(who, logits.dtype))
     return logits
