@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -115,3 +116,33 @@ def test_everything_is_printed_by_the_module_that_makes_it_plain() -> None:
         and node.func.id in ("print", "Console")
     ]
     assert not found
+
+
+def test_no_import_runs_in_a_circle() -> None:
+    """Of the imports at the tops of modules: whoever reads one file need not have read another that needs it."""
+    files = {
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")
+    }
+    names = {name.removesuffix(".__init__"): path for name, path in files.items()}
+    graph = {name: _top_imports(path) & names.keys() - {name, *_packages(name)} for name, path in names.items()}
+    try:
+        tuple(TopologicalSorter(graph).static_order())
+    except CycleError as error:
+        pytest.fail(f"a circle: {' <- '.join(error.args[1])}")
+
+
+def _top_imports(path: Path) -> set[str]:
+    """Modules that a file imports when it is imported: not in functions, not for types alone."""
+    found: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def _packages(name: str) -> list[str]:
+    """The packages that a module lies in: importing it imports them first, which is no circle."""
+    parts = name.split(".")
+    return [".".join(parts[:n]) for n in range(1, len(parts))]
