@@ -55,6 +55,19 @@ def hold(folder: Path, program: str) -> Iterator[None]:
         lock.release()
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a command writes into it now; one that crashed does not."""
+    if not (folder / LOCK).is_file():
+        return False
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except (Timeout, OSError):
+        return True
+    lock.release()
+    return False
+
+
 def is_empty(folder: Path) -> bool:
     """Whether there is nothing in it, or no such folder; what this module keeps there does not count."""
     return not folder.exists() or not any(path.name != OURS for path in folder.iterdir())

@@ -197,10 +197,16 @@ class SummaryRow:
     """Tokens over whole-call seconds, pooled."""
     ms_per_token: float
     speedup: Interval | None
-    """Target's wall seconds per token over this method's, paired by prompt at the same temperature."""
+    """Target's seconds per token over this method's at the target's output lengths, paired by prompt."""
     decode_speedup: Interval | None
     """The same over decode seconds alone."""
     time: TimeSplit
+    speedup_joint: Interval | None = None
+    """speedup with bounds that hold for all rows of the run at once; without them where prompts are too few."""
+    speedup_p: float | None = None
+    """p-value that the speed-up is 1, adjusted for all rows of the run."""
+    whole_speedup: Interval | None = None
+    """speedup over whole requests at their own lengths, which confounds it with chance in lengths when sampling."""
     adaptive: bool = False
     """Whether gamma is only the longest draft; the cost model's figures for one fixed length do not apply then."""
     latency_p50_ms: float | None = None

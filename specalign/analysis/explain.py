@@ -12,9 +12,10 @@ from specalign.analysis.cost_model import (
     speedup,
     tokens_from_survival,
 )
-from specalign.analysis.differences import difference_lines
+from specalign.analysis.decision import standing
 from specalign.analysis.forced import forced_lines
 from specalign.analysis.outlook import CallSeconds, Drafting, Outlook, best, outlooks
+from specalign.analysis.pairs import pair_lines
 from specalign.analysis.prediction import (
     CallTimes,
     call_seconds,
@@ -22,6 +23,7 @@ from specalign.analysis.prediction import (
     probed_steps,
     target_seconds,
 )
+from specalign.analysis.speeds import speeds_of
 from specalign.analysis.summary import step_costs
 from specalign.probes import Probe, RunFiles
 from specalign.results import TARGET, BenchmarkResult, GenerationRecord, SummaryRow
@@ -54,9 +56,7 @@ def explain(run: RunFiles) -> list[str]:
     for row in run.result.rows:
         if row.kind != "target":
             lines += ["", *_explain_row(row, good, run)]
-    for temperature in sorted({record.temperature for record in good}):
-        lines += ["", *difference_lines([record for record in good if record.temperature == temperature])]
-    return lines
+    return lines + pair_lines(speeds_of(run.records))
 
 
 def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunFiles) -> list[str]:
@@ -65,7 +65,10 @@ def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunF
     plain = [record for record in same if record.method == TARGET]
     title = f"{row.method}, temperature {row.temperature:g}, gamma {row.gamma}"
     if row.adaptive:
-        return [f"{title} at most: drafts of no one length; the row of one length explains its drafter."]
+        return [
+            f"{title} at most: {_verdict(row)}",
+            "  drafts of no one length; the row of one length explains its drafter.",
+        ]
     costs = step_costs(
         [record.steps for record in ours if record.steps],
         [record.steps for record in plain if record.steps],
@@ -75,14 +78,15 @@ def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunF
         return [f"{title}: no step drafted {row.gamma} tokens, so there is nothing to explain."]
     choices = _choices(row, costs, same, run)
     return [
-        f"{title}: decoding runs at {row.decode_speedup.value:.2f}x the plain target's speed.",
+        f"{title}: {_verdict(row)}",
+        f"  decoding alone runs at {row.decode_speedup.value:.2f}x the plain target's speed",
         *_figures(row),
         *forced_lines(row, ours, plain, run.probes),
         *_predictions(row, costs),
         *_attribution(costs, ours, run.probes),
         f"  a step costs {costs.price:.2f} plain steps and emits {row.tau.value:.2f} tokens; {_need(row, costs)}",
         "  the model by gamma: " + ", ".join(f"{choice.gamma}: {choice.speedup:.2f}x" for choice in choices),
-        f"  {reason(costs, row.tau.value, best(choices), _quantization(run.result))}",
+        f"  {reason(costs, row.tau.value, best(choices), row.decode_speedup.value, _quantization(run.result))}",
     ]
 
 
@@ -196,13 +200,28 @@ def _call_curve(
     return lambda n: low + slope * (n - first)
 
 
-def reason(costs: StepCosts, tau: float, choice: Outlook, quantization: str = "none") -> str:
-    """The one sentence: what makes it fast or slow, and what to do."""
+def _verdict(row: SummaryRow) -> str:
+    """The report's own."""
+    if row.speedup is None:
+        return "no prompt was decoded by both it and the plain target."
+    joint = row.speedup_joint
+    bounds = "" if joint is None or joint.low is None else f" [{joint.low:.2f}, {joint.high:.2f}]"
+    words = "not shown to differ from it" if standing(row) == "not shown to differ" else standing(row)
+    return f"{row.speedup.value:.2f}x{bounds} the plain target's speed, {words} (all rows tested together)."
+
+
+def reason(costs: StepCosts, tau: float, choice: Outlook, measured: float, quantization: str = "none") -> str:
+    """The one sentence: what makes decoding, ``measured`` times as fast, fast or slow, and what to do."""
     if choice.gamma == costs.gamma:
         advice = f"no other gamma would do better than {choice.gamma}"
     else:
         advice = f"with gamma = {choice.gamma} you would get {choice.speedup:.2f}x"
-    if tau > costs.price:
+    if (tau > costs.price) != (measured > 1):
+        return (
+            f"measured at {measured:.2f}x, by the medians of its steps {tau / costs.price:.2f}x: too close to the "
+            f"plain target to give one reason; {advice}."
+        )
+    if measured > 1:
         return f"faster: a step emits more tokens than it costs; {advice}."
     if choice.speedup <= 1:
         advice = f"no gamma pays (best: {choice.gamma}, {choice.speedup:.2f}x)"

@@ -9,12 +9,20 @@ from pathlib import Path
 from specalign.analysis.summary import summarise
 from specalign.errors import UserError
 from specalign.files import stored
+from specalign.folders import is_held
+from specalign.probes import PROBES_FILE, RunFiles, read_probes, read_run
 from specalign.results import RECORDS_FILE, BenchmarkResult, GenerationRecord, read_records, read_result
 
 
 def result_so_far(run: Path) -> BenchmarkResult:
-    """The result of a run folder; where it has no rows yet, with those of the records that can be read."""
+    """The result of a run folder, as the report, deploy and explain read it.
+
+    A run that says "running" although no command holds its folder was ended by a crash: it is interrupted. Where
+    there are no rows yet, those of the records that can be read.
+    """
     result = read_result(run)
+    if result.status == "running" and not is_held(run):
+        result = replace(result, status="interrupted")
     if result.rows or result.status == "complete" or not stored(run / RECORDS_FILE).is_file():
         return result
     records = list(readable(run / RECORDS_FILE))
@@ -23,6 +31,15 @@ def result_so_far(run: Path) -> BenchmarkResult:
         summarise(records), key=lambda row: (row.temperature, row.kind != "target", row.method, row.gamma)
     )
     return replace(result, rows=rows, n_effective=statuses.count("ok"), n_failed=statuses.count("failed"))
+
+
+def run_so_far(run: Path) -> RunFiles:
+    """All files of a run, an interrupted one's as far as they can be read. UserError where a complete one's changed."""
+    result = result_so_far(run)
+    if result.status == "complete":
+        return read_run(run)
+    records = list(readable(run / RECORDS_FILE)) if stored(run / RECORDS_FILE).is_file() else []
+    return RunFiles(result, records, read_probes(run / PROBES_FILE))
 
 
 def readable(path: Path) -> Iterator[GenerationRecord]:

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import combinations
+from dataclasses import dataclass, replace
+from itertools import combinations, product
 
+from specalign.analysis.speeds import speeds_of
 from specalign.errors import UserError
 from specalign.metrics.comparisons import Cells, SeedComparison, compare_seeds, holm
 from specalign.probes import RunFiles
-from specalign.results import ALONE, TARGET, GenerationRecord, StepTrace
+from specalign.results import ALONE, TARGET, GenerationRecord, Interval, StepTrace
 
 SIGNIFICANT = 0.05
-FEW = 5
-"""Seeds below which the doubt between seeds is understated by more than a fifth."""
+NOTHING = SeedComparison(Interval(1.0), 1.0, None)
 
 Drafter = tuple[int, str]
 """(Index of the run, name of the drafter there)."""
@@ -22,6 +22,8 @@ PromptCells = dict[str, tuple[float, float]]
 """Prompt -> (numerator, denominator)."""
 Setting = tuple[float, int]
 """(Temperature, gamma)."""
+Side = dict[Drafter, PromptCells]
+"""An objective's drafters, one a training seed."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,9 @@ class Comparison:
     n_seeds: tuple[int, int]
     found: SeedComparison
     p_value: float = 1.0
-    """Holm-adjusted over the pairs of one figure and setting."""
+    """Holm-adjusted over all pairs, figures and settings of the comparison."""
+    paired: bool = False
+    """Whether seed i of both sides shares its start, order and data."""
 
 
 def parse_groups(words: Sequence[str]) -> dict[str, list[str]]:
@@ -90,32 +94,54 @@ def require_same_prompts(runs: Sequence[RunFiles]) -> None:
 
 
 def compare(runs: Sequence[RunFiles], groups: Mapping[str, Sequence[Drafter]]) -> list[Comparison]:
-    """Every pair of objectives by speed, tau and alpha, at every temperature and gamma that both have."""
+    """Every pair of objectives by speed, tau and alpha, at every temperature and gamma that both have.
+
+    Seeds are paired where both sides were trained from the same ones: those share start, order and data.
+    """
     found: list[Comparison] = []
     settings = sorted({(row.temperature, row.gamma) for run in runs for row in run.result.rows if row.gamma})
-    for setting in settings:
-        for figure, cells_of in FIGURES.items():
-            sides = {
-                name: [cells for run, drafter in members if (cells := cells_of(runs[run], drafter, setting))]
-                for name, members in groups.items()
+    for setting, (figure, cells_of) in product(settings, FIGURES.items()):
+        sides = {
+            name: {
+                drafter: cells
+                for drafter in members
+                if (cells := cells_of(runs[drafter[0]], drafter[1], setting))
             }
-            found += _pairs(figure, setting, sides)
-    return found
+            for name, members in groups.items()
+        }
+        for pair in combinations([name for name, seeds in sides.items() if seeds], 2):
+            found += _pair(
+                runs, (sides[pair[0]], sides[pair[1]]), Comparison(figure, setting, pair, (0, 0), NOTHING)
+            )
+    adjusted = holm({place: one.found.p_value for place, one in enumerate(found)})
+    return [replace(one, p_value=adjusted[place]) for place, one in enumerate(found)]
 
 
-def _pairs(figure: str, setting: Setting, sides: Mapping[str, list[PromptCells]]) -> list[Comparison]:
-    compared = []
-    for pair in combinations([name for name, seeds in sides.items() if seeds], 2):
-        prompts = sorted(set.intersection(*(set(cells) for name in pair for cells in sides[name])))
-        if prompts:
-            first, second = ([_cells(cells, prompts) for cells in sides[name]] for name in pair)
-            counts = len(first), len(second)
-            compared.append(Comparison(figure, setting, pair, counts, compare_seeds(second, first)))
-    adjusted = holm({one.pair: one.found.p_value for one in compared})
-    return [
-        Comparison(one.figure, one.setting, one.pair, one.n_seeds, one.found, adjusted[one.pair])
-        for one in compared
+def _pair(runs: Sequence[RunFiles], sides: tuple[Side, Side], blank: Comparison) -> list[Comparison]:
+    prompts = sorted(set.intersection(*(set(cells) for side in sides for cells in side.values())))
+    if not prompts:
+        return []
+    seeds = [_by_seed(runs, side) for side in sides]
+    paired = None not in seeds and sorted(seeds[0] or {}) == sorted(seeds[1] or {}) and len(sides[0]) > 1
+    ordered = [
+        [side[own[seed]] for seed in sorted(own)] if paired and own else list(side.values())
+        for side, own in zip(sides, seeds, strict=True)
     ]
+    first, second = ([_cells(cells, prompts) for cells in side] for side in ordered)
+    found = compare_seeds(second, first, paired=paired)
+    return [replace(blank, n_seeds=(len(first), len(second)), found=found, paired=paired)]
+
+
+def _by_seed(runs: Sequence[RunFiles], side: Side) -> dict[int, Drafter] | None:
+    """Training seed -> drafter; None where a seed is not known or two drafters share one."""
+    found: dict[int, Drafter] = {}
+    for run, name in side:
+        info = next(info for info in runs[run].result.drafters if info.name == name)
+        seed = info.training.get("seed")
+        if not isinstance(seed, int) or seed in found:
+            return None
+        found[seed] = run, name
+    return found
 
 
 def _cells(cells: Mapping[str, tuple[float, float]], prompts: Sequence[str]) -> Cells:
@@ -132,33 +158,31 @@ def lines(found: Sequence[Comparison]) -> list[str]:
             f"{name} ({n} seed{'s' * (n > 1)})" for name, n in zip(one.pair, one.n_seeds, strict=True)
         )
         ratio, bound = one.found.ratio, one.found.detectable
+        bounds = "" if ratio.low is None else f" [{ratio.low:.3f}, {ratio.high:.3f}]"
         verdict = "" if one.p_value < SIGNIFICANT else "no significant difference; "
         unseen = "" if bound is None else f"; differences below {bound:.1%} would not show"
         shown.append(
-            f"  {names}: {ratio.value:.3f}x [{ratio.low:.3f}, {ratio.high:.3f}] "
-            f"({verdict}Holm-adjusted p = {one.p_value:.2g}{unseen})"
+            f"  {names}: {ratio.value:.3f}x{bounds} ({verdict}Holm-adjusted p = {one.p_value:.2g}{unseen})"
         )
-    fewest = min((min(one.n_seeds) for one in found), default=FEW)
-    if fewest < FEW:
+    shown.append(f"All {len(found)} comparisons are corrected together (Holm).")
+    fewest = min((min(one.n_seeds) for one in found), default=1)
+    if fewest == 1:
+        shown.append("With one seed on a side the variance between its seeds is not seen at all.")
+    elif any(one.paired for one in found):
         shown.append(
-            f"Fewer than {FEW} seeds on a side: with n seeds the variance between seeds is understated by 1/n"
-            + ("; with one it is not seen at all." if fewest == 1 else ".")
+            f"Seeds are paired; by signs alone {fewest} pairs of seeds give p >= {2 / 2**fewest:.2g}: the p-values "
+            "rest on Student's t."
         )
     return shown
 
 
 def _speed(run: RunFiles, drafter: str, setting: Setting) -> PromptCells:
-    """Tokens and seconds in units of the plain target's seconds per token in the same run."""
-    plain = [
-        record
-        for record in run.records
-        if record.method == TARGET and record.status == "ok" and record.temperature == setting[0]
-    ]
-    n_tokens = sum(len(record.token_ids) for record in plain)
-    if not n_tokens:
-        return {}
-    unit = sum(record.wall_s for record in plain) / n_tokens
-    return _by_prompt(run, drafter, setting, lambda record, _: (len(record.token_ids), record.wall_s / unit))
+    """Tokens and seconds at the plain target's lengths, in units of its seconds per token in the same run."""
+    speeds = speeds_of(record for record in run.records if record.method in (TARGET, drafter))
+    plain = speeds.cells((TARGET, setting[0], 0))
+    unit = sum(seconds for _, seconds in plain.values()) / max(1.0, sum(tokens for tokens, _ in plain.values()))
+    own = speeds.cells((drafter, *setting))
+    return {prompt: (tokens, seconds / unit) for prompt, (tokens, seconds) in own.items()} if unit else {}
 
 
 def _tau(run: RunFiles, drafter: str, setting: Setting) -> PromptCells:

@@ -6,7 +6,7 @@ import json
 import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -241,7 +241,7 @@ def _turned(one: Comparison) -> Comparison:
     turned = Interval(1 / ratio.value, None if high is None else 1 / high, None if low is None else 1 / low)
     n_seeds = one.n_seeds[1], one.n_seeds[0]
     found = SeedComparison(turned, found.p_value, found.detectable)
-    return Comparison(one.figure, one.setting, (one.pair[1], one.pair[0]), n_seeds, found, one.p_value)
+    return replace(one, pair=(one.pair[1], one.pair[0]), n_seeds=n_seeds, found=found)
 
 
 def correlations(study: Study) -> list[Correlation]:

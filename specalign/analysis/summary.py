@@ -13,13 +13,15 @@ from specalign.analysis.cost_model import (
     leviathan_speedup,
     predicted_speedup,
 )
+from specalign.analysis.families import Family, against_plain
 from specalign.analysis.prediction import predicted_from_probes
+from specalign.analysis.speeds import Group, Speeds, plain_of, speeds_of
 from specalign.metrics import acceptance
 from specalign.metrics.accuracy import accuracy
 from specalign.metrics.ceilings import flop_ratio, least_seconds, memory_bound_speedup
 from specalign.metrics.counters import counted_figures
 from specalign.metrics.rouge import mean_rouge
-from specalign.metrics.statistics import ratio_interval, ratio_of_ratios_interval
+from specalign.metrics.statistics import ratio_interval
 from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
 from specalign.probes import ForcedProbe, Probe, copy_rate, model_probes
 from specalign.results import (
@@ -35,9 +37,6 @@ from specalign.results import (
     TimeSplit,
 )
 
-Group = tuple[str, float, int]
-"""(method, temperature, gamma)."""
-
 
 @dataclass(frozen=True)
 class Evidence:
@@ -52,6 +51,10 @@ class Evidence:
     probes: Sequence[Probe]
     words: Alphabet
     """ROUGE's."""
+    speeds: Speeds
+    """Seconds and tokens of all generations."""
+    joint: Family
+    """Every row against the plain target, tested as one family."""
 
 
 def summarise(
@@ -70,14 +73,16 @@ def summarise(
     groups: dict[Group, list[GenerationRecord]] = defaultdict(list)
     plain: dict[float, list[GenerationRecord]] = defaultdict(list)
     alone: dict[tuple[str, float], list[GenerationRecord]] = defaultdict(list)
-    for record in sorted(records, key=lambda record: record.order):
+    ordered = sorted(records, key=lambda record: record.order)
+    for record in ordered:
         if record.rule != ALONE:
             groups[record.method, record.temperature, record.gamma].append(record)
         elif record.status == "ok":
             alone[record.method, record.temperature].append(record)
         if record.method == TARGET and record.status == "ok":
             plain[record.temperature].append(record)
-    evidence = Evidence(plain, alone, divergences or {}, probes, words)
+    speeds = speeds_of(ordered)
+    evidence = Evidence(plain, alone, divergences or {}, probes, words, speeds, against_plain(speeds))
     return [_row(group, rows, evidence) for group, rows in groups.items()]
 
 
@@ -111,8 +116,8 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
         "n_failed": len(records) - len(good),
         "tokens_per_s": ratio_interval(list(tokens.values()), list(seconds.values())) or Interval(0.0),
         "ms_per_token": 1000 * sum(seconds.values()) / max(1, sum(tokens.values())),
-        "speedup": _speedup(good, plain, "wall_s"),
-        "decode_speedup": _speedup(good, plain, "decode_s"),
+        "speedup": None,
+        "decode_speedup": None,
         "time": time_split(good) if good else TimeSplit(0.0, 0.0, 0.0, 0.0),
         "rouge_vs_reference": _rouge(good, evidence.words),
         "accuracy": _accuracy(good),
@@ -128,7 +133,7 @@ def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> S
         common |= (
             _against_target(good, plain, evidence.words) | _acceptance(good, gamma) | _costs(good, plain, gamma)
         )
-        common |= _beyond_its_records(group, good, evidence)
+        common |= _beyond_its_records(group, good, evidence) | _speedups(group, evidence)
     return SummaryRow(**common)  # type: ignore[arg-type]
 
 
@@ -160,7 +165,9 @@ def _teacher_forced(method: str, temperature: float, probes: Sequence[Probe]) ->
     for probe in probes:
         if isinstance(probe, ForcedProbe) and (probe.method, probe.temperature) == (method, temperature):
             by_prompt[probe.prompt_id] += [share for share in probe.overlap if share is not None]
-    return ratio_interval([sum(own) for own in by_prompt.values()], [len(own) for own in by_prompt.values()])
+    return ratio_interval(
+        [sum(own) for own in by_prompt.values()], [len(own) for own in by_prompt.values()], share=True
+    )
 
 
 def _ceilings(records: Sequence[GenerationRecord], probes: Sequence[Probe]) -> dict[str, object]:
@@ -192,9 +199,13 @@ def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, ob
     examined = [acceptance.n_examined(own) for own in by_prompt]
     accepted = [acceptance.n_accepted(own) for own in by_prompt]
     return {
-        "alpha_expected": ratio_interval([acceptance.total_overlap(own) for own in by_prompt], examined),
-        "alpha_counted": ratio_interval(accepted, examined),
-        "accepted_per_drafted": ratio_interval(accepted, [acceptance.n_drafted(own) for own in by_prompt]),
+        "alpha_expected": ratio_interval(
+            [acceptance.total_overlap(own) for own in by_prompt], examined, share=True
+        ),
+        "alpha_counted": ratio_interval(accepted, examined, share=True),
+        "accepted_per_drafted": ratio_interval(
+            accepted, [acceptance.n_drafted(own) for own in by_prompt], share=True
+        ),
         "tau": ratio_interval(
             [acceptance.n_emitted(own) for own in by_prompt], [acceptance.n_steps(own) for own in by_prompt]
         ),
@@ -269,20 +280,19 @@ def step_costs(traces: Sequence[StepTrace], plain: Sequence[StepTrace], gamma: i
     return StepCosts(gamma, **medians)  # type: ignore[arg-type]
 
 
-def _speedup(
-    records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], column: str
-) -> Interval | None:
-    """Plain seconds per token over ours, on the prompts that both have; None for the target itself."""
-    theirs = [record for record in plain if record.status == "ok"]
-    if not records or records[0].method == TARGET:
-        return None
-    ours_s, ours_n = _per_prompt(records, column), _tokens(records)
-    theirs_s, theirs_n = _per_prompt(theirs, column), _tokens(theirs)
-    shared = [prompt for prompt in ours_s if prompt in theirs_s]
-    return ratio_of_ratios_interval(
-        ([theirs_s[prompt] for prompt in shared], [theirs_n[prompt] for prompt in shared]),
-        ([ours_s[prompt] for prompt in shared], [ours_n[prompt] for prompt in shared]),
-    )
+def _speedups(group: Group, evidence: Evidence) -> dict[str, object]:
+    """Plain seconds per token over ours, over the generations that both have."""
+    joint = evidence.joint.pair(group, plain_of(group))
+    if joint is None:
+        return {}
+    whole, decode = (evidence.speeds.speedup(group, figure=figure) for figure in ("whole", "decode"))
+    return {
+        "speedup": joint.estimate.interval(),
+        "speedup_joint": joint.ratio,
+        "speedup_p": joint.p_value,
+        "whole_speedup": whole.interval() if whole else None,
+        "decode_speedup": decode.interval() if decode else None,
+    }
 
 
 def _rouge(
@@ -330,15 +340,3 @@ def _traces_by_prompt(records: Iterable[GenerationRecord]) -> list[list[StepTrac
         if record.steps:
             found[record.prompt_id].append(record.steps)
     return list(found.values())
-
-
-def seconds_per_token(records: Iterable[GenerationRecord]) -> dict[str, dict[str, float]]:
-    """Method (with its gamma) -> prompt -> wall seconds per token, repeats together."""
-    groups: dict[str, list[GenerationRecord]] = defaultdict(list)
-    for record in (record for record in records if record.rule != ALONE):
-        groups[f"{record.method} (gamma {record.gamma})" if record.gamma else record.method].append(record)
-    found = {}
-    for name, own in groups.items():
-        seconds, tokens = _per_prompt(own, "wall_s"), _tokens(own)
-        found[name] = {prompt: seconds[prompt] / tokens[prompt] for prompt in seconds if tokens[prompt]}
-    return found

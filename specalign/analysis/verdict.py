@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import mean, median, variance
 from typing import Any
 
-from specalign.analysis.differences import SIGNIFICANT, self_comparisons
+from specalign.analysis.families import Comparison, against_itself, against_plain
 from specalign.analysis.sampled_tokens import sampler_tests
-from specalign.analysis.summary import seconds_per_token
-from specalign.metrics.comparisons import minimum_detectable_difference
+from specalign.analysis.speeds import Speeds, speeds_of
 from specalign.probes import Probe
 from specalign.results import LOOKUPS, TARGET, BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
 
@@ -39,14 +38,15 @@ def trust_checks(
     probes: Sequence[Probe] = (),
 ) -> list[Check]:
     """One line a check, each with the figures that it rests on."""
+    speeds = speeds_of(records)
     found = [
         _lossless(rows),
         _sampler(records, probes),
         _accounting(records),
         _prediction(rows),
         _samples(result, records),
-        _resolution(records),
-        _itself(records),
+        _resolution(speeds),
+        _itself(speeds),
         _drift(records),
         _quiet(result, records),
         _source(result.provenance.get("git", {})),
@@ -143,45 +143,47 @@ def _samples(result: BenchmarkResult, records: Sequence[GenerationRecord]) -> Ch
     return Check("samples", not failed and len(records) == result.n_requested, detail)
 
 
-def _resolution(records: Sequence[GenerationRecord]) -> Check:
-    """What differences in speed this many prompts can show, for the noisiest method."""
-    speeds = [
-        seconds_per_token([record for record in records if record.status == "ok" and record.temperature == t])
-        for t in sorted({record.temperature for record in records})
-    ]
-    shown = [
-        (resolution, method)
-        for by_method in speeds
-        for method, cells in by_method.items()
-        if method != TARGET and (resolution := _detectable(cells, by_method.get(TARGET, {}))) is not None
-    ]
+def _resolution(speeds: Speeds) -> Check:
+    """What speed-up the joint test of all rows can show with this many prompts, for the noisiest method."""
+    family = against_plain(speeds)
+    shown = [(found.detectable, found) for found in family.comparisons if found.detectable is not None]
     if not shown:
-        return Check("resolution", None, "too few prompts to say what difference would show")
-    worst, method = max(shown)
-    detail = f"the speed-up of {method} would show (power 80 %) from a difference of {worst:.0%} on"
+        few = f": p cannot go below {family.smallest_p:.2g}" if family.n_prompts else ""
+        return Check("resolution", None, f"{family.n_prompts} prompts cannot show any difference{few}")
+    worst, noisiest = max(shown, key=lambda pair: pair[0])
+    detail = (
+        f"the speed-up of {_named(noisiest)} would show (power 80 %, {len(family.comparisons)} rows tested together) "
+        f"from a difference of {worst:.0%} on; p is at least {family.smallest_p:.2g}"
+    )
     return Check("resolution", worst <= MAX_RESOLUTION, detail)
 
 
-def _detectable(ours: Mapping[str, float], plain: Mapping[str, float]) -> float | None:
-    return minimum_detectable_difference([math.log(plain[key] / ours[key]) for key in ours if key in plain])
-
-
-def _itself(records: Sequence[GenerationRecord]) -> Check | None:
+def _itself(speeds: Speeds) -> Check | None:
     """A/A: a method must not differ from itself. None where nothing was repeated."""
-    found = self_comparisons(records)
-    if not found:
+    family = against_itself(speeds)
+    if not family.comparisons:
         return None
-    ratios = [comparison.ratio for comparison in found]
+    ratios = [found.estimate.interval() for found in family.comparisons]
     holding = sum(ratio.low is None or ratio.high is None or ratio.low <= 1 <= ratio.high for ratio in ratios)
     detail = (
-        f"the even repeats of {len(found)} rows against their odd ones: {min(ratio.value for ratio in ratios):.3f} to "
-        f"{max(ratio.value for ratio in ratios):.3f} in seconds per token, {holding} of {len(found)} intervals hold 1"
+        f"the even repeats of {len(ratios)} rows against their odd ones: {min(ratio.value for ratio in ratios):.3f} to "
+        f"{max(ratio.value for ratio in ratios):.3f} in speed, {holding} of {len(ratios)} intervals hold 1"
     )
-    worst = min(found, key=lambda comparison: comparison.p_value)
-    differs = worst.p_value < SIGNIFICANT
-    if differs:
-        detail += f"; {worst.method} at temperature {worst.temperature:g} differs from itself: {worst.ratio.value:.3f}x"
-    return Check("same against itself", not differs, detail)
+    worst = min(family.comparisons, key=lambda found: found.p_value)
+    if worst.differs:
+        detail += f"; {_named(worst)} differs from itself: {worst.ratio.value:.3f}x"
+    if not family.can_show:
+        detail += f"; {family.n_prompts} prompts cannot show any difference"
+    return Check("same against itself", not worst.differs if family.can_show else None, detail)
+
+
+def _named(found: Comparison) -> str:
+    method, temperature, gamma = found.first
+    return (
+        f"{method} (gamma {gamma}) at temperature {temperature:g}"
+        if gamma
+        else f"{method} at temperature {temperature:g}"
+    )
 
 
 def _drift(records: Sequence[GenerationRecord]) -> Check:

@@ -13,7 +13,7 @@ from tyro.conf import arg
 from specalign.benchmarks.arguments import flags, run_folders
 from specalign.config import STRICT
 from specalign.errors import UserError
-from specalign.ranges import Above0, CountOrZero, Gamma, NotNegative, Share, Temperature
+from specalign.ranges import Above0, Count, CountOrZero, Gamma, NotNegative, Share, Temperature
 from specalign.terminal import say, say_script
 
 
@@ -57,6 +57,8 @@ class PlanConfig:
     """Longest draft to consider, in tokens."""
     difference: Above0 = 0.03
     """Relative difference in speed that a run should show, with 80 % power."""
+    comparisons: Count = 1
+    """Differences that the run tests together (explain states them); each is judged the more strictly."""
     deviation: NotNegative = 0.0
     """Standard deviation over prompts of the log ratio of two methods' seconds per token (explain states it);
     0: say nothing of prompts."""
@@ -104,6 +106,13 @@ class VerifyConfig:
 
 
 @dataclass(frozen=True)
+class RecomputeConfig:
+    """Bring a finished run to today's definitions: result.json anew from its raw files, and the report."""
+
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
 class SchemaConfig:
     """Print the JSON schema of a file of a run."""
 
@@ -116,20 +125,19 @@ def explain_command(arguments: Sequence[str]) -> None:
     """``specalign-bench explain RUN``."""
     (folder,), _ = run_folders("explain", arguments, ExplainConfig(), most=1)
     from specalign.analysis.explain import explain
-    from specalign.probes import read_run
+    from specalign.analysis.partial import run_so_far
 
-    say("\n".join(explain(read_run(folder))))
+    say("\n".join(explain(run_so_far(folder))))
 
 
 def deploy_command(arguments: Sequence[str]) -> None:
     """``specalign-bench deploy RUN``."""
     (folder,), config = run_folders("deploy", arguments, DeployConfig(), most=1)
-    from specalign.results import read_result
-    from specalign.serving.deploy import Wish, deploy_lines
+    from specalign.analysis.deploy import Wish, deploy_lines
+    from specalign.analysis.partial import result_so_far
 
     wish = Wish(config.drafter, config.temperature, config.concurrency)
-    lines = deploy_lines(read_result(folder), wish, resolve=_servable)
-    say_script(lines)
+    say_script(deploy_lines(result_so_far(folder), wish, resolve=_servable))
 
 
 def _servable(name: str) -> str:
@@ -148,12 +156,12 @@ def plan_command(arguments: Sequence[str]) -> None:
     if config.target_ms:
         say("\n".join(_speed_plan(config)))
     if config.deviation:
-        from specalign.metrics.comparisons import prompts_needed
+        from specalign.metrics.comparisons import LEVEL, prompts_needed
 
-        n = prompts_needed(config.difference, config.deviation)
-        say(
-            f"A difference of {config.difference:.1%} takes {n} prompts at a deviation of {config.deviation:g}."
-        )
+        n = prompts_needed(config.difference, config.deviation, level=LEVEL / config.comparisons)
+        together = f", {config.comparisons} differences tested together" if config.comparisons > 1 else ""
+        deviation = f"a deviation of {config.deviation:g}{together}"
+        say(f"A difference of {config.difference:.1%} takes {n} prompts at {deviation}.")
 
 
 def _check_plan(config: PlanConfig) -> None:
@@ -254,6 +262,16 @@ def verify_command(arguments: Sequence[str]) -> None:
     for line in found.unchecked:
         say(f"not checked: {line}")
     say(f"seal: {found.seal}")
+
+
+def recompute_command(arguments: Sequence[str]) -> None:
+    """``specalign-bench recompute RUN ...``."""
+    folders, _ = run_folders("recompute", arguments, RecomputeConfig())
+    from specalign.analysis.renew import renew
+    from specalign.reports import build_report
+
+    for folder in folders:
+        say(build_report(folder, renew(folder)))
 
 
 def schema_command(arguments: Sequence[str]) -> None:

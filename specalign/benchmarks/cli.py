@@ -15,6 +15,7 @@ from specalign.benchmarks.analysis_cli import (
     deploy_command,
     explain_command,
     plan_command,
+    recompute_command,
     schema_command,
     seeds_command,
     study_command,
@@ -50,6 +51,7 @@ commands:
   study RUN --training runs/study            write which objective won, for which decoding, by how much
   convert RUN --to vllm                      show a run's acceptance in another project's figures
   verify RUN                                 recompute every figure from the raw files
+  recompute RUN ...                          bring finished runs to today's definitions: result.json, report
   schema --of result                         print the JSON schema of a run's file
 
 {PROGRAM} COMMAND --help shows a command's options, {PROGRAM} --version the version."""
@@ -287,5 +289,6 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
     "study": study_command,
     "convert": convert_command,
     "verify": verify_command,
+    "recompute": recompute_command,
     "schema": schema_command,
 }

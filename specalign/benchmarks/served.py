@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from specalign.analysis.deploy import speculative_config
 from specalign.analysis.summary import divergent
 from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells
 from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
@@ -46,7 +47,6 @@ from specalign.serving.client import (
     read_counts,
     settled_counts,
 )
-from specalign.serving.deploy import speculative_config
 from specalign.serving.environment import vllm_python
 from specalign.serving.load import measure_load
 from specalign.serving.server import model_arguments, require_vllm, serving

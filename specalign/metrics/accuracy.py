@@ -36,4 +36,6 @@ def accuracy(outputs: Sequence[str], references: Sequence[str], prompts: Sequenc
         answer = reference_answer(reference)
         if answer is not None:
             right[prompt].append(last_number(output) == answer)
-    return ratio_interval([sum(own) for own in right.values()], [len(own) for own in right.values()])
+    return ratio_interval(
+        [sum(own) for own in right.values()], [len(own) for own in right.values()], share=True
+    )

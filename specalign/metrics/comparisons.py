@@ -1,21 +1,34 @@
-"""Comparing several methods, or several training seeds: corrections, planning, hierarchical intervals."""
+"""Comparing several methods, or several training seeds: joint tests, planning, intervals over seeds and prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm, permutation_test
+from scipy.optimize import brentq
+from scipy.stats import nct, norm
+from scipy.stats import t as student
 
-from specalign.metrics.statistics import CONFIDENCE, RESAMPLES
+from specalign.metrics.statistics import NO_VARIATION, Array, Cells, Estimate, log_ratio
 from specalign.results import Interval
 
-Cells = tuple[Sequence[float], Sequence[float]]
-"""Numerators and denominators, one of each a prompt (such as seconds and tokens)."""
-
+LEVEL = 0.05
+MOST_EXACT = 14
+"""Prompts up to which every pattern of signs is tried: 2^13 of them."""
+DRAWS = 9_999
+"""Patterns drawn beside the observed one for more prompts."""
+POWER = 0.8
+FEW = 8
+"""Prompts below which the critical value is too much a matter of chance to be taken as it is."""
+SIMULATIONS = 1000
+BLOCK = 256
+"""Comparisons at a time, so that a table of patterns by comparisons stays small."""
+ROUNDING = 1e-9
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -33,43 +46,145 @@ def holm(p_values: Mapping[Name, float]) -> dict[Name, float]:
     return {name: adjusted[name] for name in p_values}
 
 
-def paired_p_value(a: Sequence[float], b: Sequence[float], *, seed: int = 0) -> float:
-    """Two-sided p-value that a and b have the same mean, entry i of both being of prompt i.
+@dataclass(frozen=True)
+class JointTest:
+    """What a whole family of comparisons came to."""
 
-    A permutation test on the signs of the differences: exact below 2,000 sign patterns, sampled above. 1 for
-    fewer than two prompts.
+    p_values: Array
+    """One a comparison, adjusted for all of them."""
+    critical: float
+    """Standard errors beyond which a comparison's adjusted p-value is below 5 %; infinite where none can be."""
+    smallest_p: float
+    """Below which no p-value can be with so many prompts, whatever was measured."""
+
+
+def joint_test(contributions: Array) -> JointTest:
+    """Whether each of many logarithms is 0, tested together: max |t| over sign flips of whole prompts.
+
+    ``contributions``: [prompts, comparisons], NaN where a prompt is missing in a comparison; column k has the mean
+    log_k and t_k = log_k / se_k (:class:`~specalign.metrics.statistics.Estimate`). A pattern of signs flips a prompt
+    in all columns at once; adjusted p_k is the share of patterns, the observed one among them, whose largest |t| is
+    at least |t_k| (Westfall and Young 1993; Romano and Wolf 2005, single step). Exact where prompts are symmetric
+    about 0 together: it holds the family-wise error whatever else differs. All 2^(n-1) patterns up to
+    ``MOST_EXACT`` prompts, else ``DRAWS`` drawn ones.
     """
-    if len(a) < 2:
-        return 1.0
-    result = permutation_test(
-        (np.asarray(a, dtype=float), np.asarray(b, dtype=float)),
-        lambda x, y, axis: np.mean(x - y, axis=axis),
-        permutation_type="samples",
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        rng=np.random.default_rng(seed),
+    known = np.isfinite(contributions)
+    values = np.where(known, contributions, 0.0)
+    used = known.any(axis=1)
+    values, counts = values[used], known.sum(axis=0).astype(float)
+    patterns = sign_patterns(int(used.sum()))
+    sizes = np.sqrt(counts * np.square(values).sum(axis=0))
+    largest = np.zeros(len(patterns))
+    observed = np.zeros(values.shape[1])
+    for start in range(0, values.shape[1], BLOCK):
+        block = slice(start, start + BLOCK)
+        statistics = _statistics(np.abs(patterns @ values[:, block]), sizes[block], counts[block])
+        observed[block] = statistics[0]
+        np.maximum(largest, statistics.max(axis=1), out=largest)
+    ranked = np.sort(largest)
+    n_reaching = len(ranked) - np.searchsorted(ranked, observed * (1 - ROUNDING))
+    allowed = math.ceil(LEVEL * len(ranked)) - 1
+    critical = float(ranked[len(ranked) - 1 - allowed]) if allowed > 0 else math.inf
+    return JointTest(n_reaching / len(ranked), critical, 1 / len(ranked))
+
+
+def sign_patterns(n: int) -> Array:
+    """[patterns, n] of 1 and -1, the first all 1; no pattern beside its negative, which gives the same |t|."""
+    if n <= MOST_EXACT:
+        return np.array([(1.0, *rest) for rest in product((1.0, -1.0), repeat=max(0, n - 1))])[:, :n]
+    drawn = np.random.default_rng(0).choice([1.0, -1.0], size=(DRAWS, n))
+    return np.concatenate([np.ones((1, n)), drawn])
+
+
+def _statistics(sums: Array, sizes: Array, counts: Array) -> Array:
+    """|t| from |sum of signed contributions|: sqrt(n - 1) r / sqrt(1 - r^2), r = that over sqrt(n sum y^2)."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(sizes > 0, np.minimum(sums / sizes, 1.0), 0.0)
+        found = np.sqrt(np.maximum(counts - 1, 0)) * share / np.sqrt(1 - share**2)
+    return np.nan_to_num(found, nan=0.0, posinf=np.finfo(float).max)
+
+
+def minimum_detectable_difference(estimate: Estimate, reach: float) -> float | None:
+    """The smallest relative difference that a joint test shows with 80 % power; for example 0.03 for 3 %.
+
+    exp(reach s / (c4 sqrt(n))) - 1, s the estimate's deviation over n prompts (c4: on average s falls short of the true
+    one by so much), ``reach`` the family's (:func:`reach_of`). None where nothing can be shown.
+    """
+    n = len(estimate.influence)
+    if n < 2 or not math.isfinite(reach):
+        return None
+    unbiased = math.exp(math.lgamma((n - 1) / 2) - math.lgamma(n / 2)) * math.sqrt((n - 1) / 2)
+    return math.expm1(min(reach * unbiased * estimate.deviation / math.sqrt(n), 700))
+
+
+def reach_of(contributions: Array, critical: float) -> float:
+    """Standard errors s / sqrt(n) that a true difference must be away from 0 for :func:`joint_test` to find it.
+
+    With 80 % power: t is noncentral with n - 1 degrees of freedom. Below ``FEW`` prompts, where the critical value
+    itself is a matter of chance, by simulating normal contributions with the covariance of the family's own, and
+    beside them one comparison that does have a difference. Infinite where nothing can be found.
+    """
+    values = np.nan_to_num(contributions[np.isfinite(contributions).any(axis=1)])
+    n = len(values)
+    if not math.isfinite(critical) or n < 2:
+        return math.inf
+    if n >= FEW:
+        return _root(lambda shift: _power(n, critical, shift))
+    generator, patterns = np.random.default_rng(0), sign_patterns(n)
+    centred = (values - values.mean(axis=0)) / math.sqrt(n - 1)
+    own = generator.normal(size=(SIMULATIONS, n))
+    largest = np.array(
+        [_largest(patterns, mixing @ centred) for mixing in generator.normal(size=(SIMULATIONS, n, n))]
     )
-    return float(result.pvalue)
+    allowed = math.ceil(LEVEL * len(patterns)) - 1
+
+    def power(shift: float) -> float:
+        statistics = _flipped(own + shift / math.sqrt(n), patterns)
+        reaching = np.maximum(largest, statistics) >= statistics[:, :1] * (1 - ROUNDING)
+        return float(np.mean(reaching.sum(axis=1) <= allowed))
+
+    return _root(power)
 
 
-def minimum_detectable_difference(log_ratios: Sequence[float], *, power: float = 0.8) -> float | None:
-    """The smallest relative difference of two methods that these prompts would show, for example 0.03 for 3 %.
+def _flipped(values: Array, patterns: Array) -> Array:
+    """[comparisons, patterns] of |t| for comparisons in rows."""
+    sizes = np.sqrt(values.shape[1] * np.square(values).sum(axis=1))[:, None]
+    return _statistics(np.abs(values @ patterns.T), sizes, np.array([float(values.shape[1])]))
 
-    ``log_ratios`` holds log(time of one / time of the other), one a prompt. Normal approximation:
-    exp((z_(0.975) + z_power) s / sqrt(n)) - 1. None below two prompts.
+
+def _largest(patterns: Array, values: Array) -> Array:
+    """Of each pattern the largest |t| of all columns."""
+    return np.asarray(_flipped(values.T, patterns).max(axis=0))
+
+
+def _root(power: Callable[[float], float]) -> float:
+    """The shift at which a power that grows with it reaches 80 %."""
+    high = 2.0
+    while power(high) < POWER:
+        high *= 2
+    return float(brentq(lambda shift: power(shift) - POWER, 0, high, xtol=1e-4))
+
+
+def _power(n: int, bound: float, shift: float) -> float:
+    """P(t > bound) for n prompts and a true mean of ``shift`` standard errors."""
+    found = float(nct.sf(bound, n - 1, shift))
+    return found if math.isfinite(found) else float(norm.sf(bound - shift))
+
+
+def prompts_needed(difference: float, deviation: float, *, level: float = LEVEL) -> int:
+    """Prompts that show a relative ``difference`` at a two-sided ``level``, for a deviation of log ratios over prompts.
+
+    For the largest of m comparisons take the level 0.05 / m. At least so many that a sign-flip test can reach it.
     """
-    deviation = log_ratio_deviation(log_ratios)
-    return None if deviation is None else float(np.expm1(_reach(power) * deviation / np.sqrt(len(log_ratios))))
-
-
-def log_ratio_deviation(log_ratios: Sequence[float]) -> float | None:
-    """Standard deviation over prompts, for :func:`prompts_needed`; None below two prompts."""
-    return float(np.std(log_ratios, ddof=1)) if len(log_ratios) > 1 else None
-
-
-def prompts_needed(difference: float, deviation: float, *, power: float = 0.8) -> int:
-    """Prompts that show a relative ``difference``, for a standard deviation of log ratios between prompts."""
-    return max(2, int(np.ceil((_reach(power) * deviation / np.log1p(difference)) ** 2)))
+    effect = math.log1p(difference)
+    least = math.ceil(math.log2(2 / level)) + (math.log2(2 / level).is_integer())
+    normal = ((norm.isf(level / 2) + norm.ppf(POWER)) * deviation / effect) ** 2
+    n = max(2, least, math.ceil(normal))
+    while (
+        _power(n, float(student.isf(level / 2, n - 1)), effect * math.sqrt(n) / max(deviation, 1e-12)) < POWER
+    ):
+        n += 1
+    return n
 
 
 @dataclass(frozen=True)
@@ -78,44 +193,52 @@ class SeedComparison:
 
     ratio: Interval
     p_value: float
-    """Two-sided, that the ratio is 1: twice the smaller share of resamples on either side of it."""
+    """Two-sided, that the ratio is 1, by Student's t over seeds and prompts."""
     detectable: float | None
-    """Smallest relative difference that these seeds and prompts would show (power 80 %); None where a figure is 0."""
+    """Smallest relative difference that these seeds and prompts would show (power 80 %) if it were the only one."""
 
 
-def compare_seeds(ours: Sequence[Cells], theirs: Sequence[Cells], *, seed: int = 0) -> SeedComparison:
+def compare_seeds(ours: Sequence[Cells], theirs: Sequence[Cells], *, paired: bool = False) -> SeedComparison:
     """theirs' pooled ratio over ours', with a 95 % interval over training seeds and prompts.
 
     With seconds and tokens as cells this is how many times faster ours is. One entry a training seed on each
-    side; prompt i is the same one everywhere. A hierarchical percentile bootstrap: seeds are resampled on each
-    side, then prompts, the same ones on both sides. With one seed on a side only prompts vary there; with n
-    seeds the variance between seeds is understated by 1 / n.
+    side, ``paired`` where entry i of both shares its start, order and data; prompt i is the same one everywhere. The
+    variance is that over prompts plus that over seeds, each by linearisation (crossed factors: Owen 2007; their sum
+    counts the interaction twice and so rather exceeds the truth), the degrees of freedom are Satterthwaite's (1946).
+    A side with one seed brings no variance between seeds.
     """
-    generator = np.random.default_rng(seed)
     sides = [np.asarray(side, dtype=float) for side in (theirs, ours)]  # [seeds, 2, prompts]
-    n_prompts = sides[0].shape[-1]
-    if n_prompts != sides[1].shape[-1] or n_prompts == 0:
+    if sides[0].shape[-1] != sides[1].shape[-1] or sides[0].shape[-1] == 0:
         raise ValueError("both sides need the same prompts, at least one")
-    value = _pooled(sides[0]) / _pooled(sides[1])
-    draws = np.empty(RESAMPLES)
-    for place in range(RESAMPLES):
-        prompts = generator.integers(n_prompts, size=n_prompts)
-        above, below = (
-            _pooled(side[generator.integers(len(side), size=len(side))][..., prompts]) for side in sides
-        )
-        draws[place] = above / below
-    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    smaller = min(np.mean(draws <= 1), np.mean(draws >= 1))
-    p_value = float(np.clip(2 * smaller, 1 / RESAMPLES, 1))
-    positive = np.isfinite(draws).all() and (draws > 0).all()
-    detectable = float(np.expm1(_reach(0.8) * np.std(np.log(draws)))) if positive else None
-    return SeedComparison(Interval(value, float(low), float(high)), p_value, detectable)
+    prompts = _over(sides, axis=0)
+    if prompts is None:
+        return SeedComparison(Interval(_pooled(sides[0]) / _pooled(sides[1])), 1.0, None)
+    parts = [prompts] if len(prompts.influence) > 1 else []
+    if paired and len(sides[0]) == len(sides[1]) > 1:
+        seeds = _over(sides, axis=2)
+        parts += [seeds] if seeds else []
+    else:
+        parts += [own for side in sides if len(side) > 1 and (own := log_ratio(*side.sum(axis=2).T))]
+    variances = [part.standard_error**2 for part in parts]
+    error = math.sqrt(sum(variances))
+    if error < NO_VARIATION:
+        return SeedComparison(Interval(math.exp(prompts.log)), 1.0, None)
+    weights = sum(own**2 / (len(part.influence) - 1) for own, part in zip(variances, parts, strict=True))
+    freedom = error**4 / weights
+    quantile = float(student.isf(LEVEL / 2, freedom))
+    low, high = (math.exp(prompts.log + sign * quantile * error) for sign in (-1, 1))
+    p_value = 2 * float(student.sf(abs(prompts.log) / error, freedom))
+    detectable = math.expm1((quantile + float(student.ppf(POWER, freedom))) * error)
+    return SeedComparison(Interval(math.exp(prompts.log), low, high), p_value, detectable)
+
+
+def _over(sides: Sequence[NDArray[np.float64]], axis: int) -> Estimate | None:
+    """theirs over ours with the other axis summed up; None where a figure is 0."""
+    summed = [side.sum(axis=axis) for side in sides]
+    theirs, ours = (log_ratio(*(table if axis == 0 else table.T)) for table in summed)
+    return theirs - ours if theirs and ours else None
 
 
 def _pooled(cells: NDArray[np.float64]) -> float:
     numerator, denominator = cells.sum(axis=(0, 2))
     return float(numerator / denominator)
-
-
-def _reach(power: float) -> float:
-    return float(norm.ppf((1 + CONFIDENCE) / 2) + norm.ppf(power))

@@ -83,7 +83,7 @@ def counted_figures(records: Sequence[GenerationRecord]) -> dict[str, object]:
     taus = [1 + each.n_accepted / each.n_drafts for own in by_prompt.values() for each in own if each.n_drafts]
     return {
         "alpha_counted": _alpha(accepted, examined),
-        "accepted_per_drafted": ratio_interval(accepted, [each.n_drafted for each in prompts]),
+        "accepted_per_drafted": ratio_interval(accepted, [each.n_drafted for each in prompts], share=True),
         "tau": ratio_interval([a + d for a, d in zip(accepted, drafts, strict=True)], drafts),
         "tau_by_request": sum(taus) / len(taus) if taus else None,
         "acceptance_by_position": conditional_from_survival([share for share in curve if share is not None]),
@@ -93,4 +93,4 @@ def counted_figures(records: Sequence[GenerationRecord]) -> dict[str, object]:
 
 def _alpha(accepted: Sequence[int], examined: Sequence[int | None]) -> Interval | None:
     known = [count for count in examined if count is not None]
-    return ratio_interval(accepted, known) if len(known) == len(examined) else None
+    return ratio_interval(accepted, known, share=True) if len(known) == len(examined) else None

@@ -47,7 +47,8 @@ def sentence_a_line(text: str) -> str:
 
 
 def _mean(by_prompt: Sequence[Sequence[dict[str, float]]], kind: str) -> Interval | None:
-    return ratio_interval([sum(s[kind] for s in own) for own in by_prompt], [len(own) for own in by_prompt])
+    sums = [sum(score[kind] for score in own) for own in by_prompt]
+    return ratio_interval(sums, [len(own) for own in by_prompt], share=True)
 
 
 @functools.cache

@@ -1,69 +1,168 @@
-"""Confidence intervals: BCa bootstrap over prompts."""
+"""Pooled ratios, what each prompt contributes to them, and their 95 % intervals.
+
+A figure is estimated on a logarithm, to first order as a mean over prompts (the linearisation of Woodruff, 1971, as
+survey sampling uses it for ratios). docs/metrics.md says why, benchmarks/simulate_statistics.py how well it covers.
+"""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import bootstrap
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
 
 from specalign.results import Interval
 
-RESAMPLES = 2000
 CONFIDENCE = 0.95
+NO_VARIATION = 1e-10
+"""Standard error of a logarithm below which prompts do not differ but by rounding."""
+
+SMALLEST = 1e-6
+"""A lone prompt has all of a sum."""
+
+Array = NDArray[np.float64]
+Cells = tuple[Sequence[float], Sequence[float]]
+"""Numerators and denominators, one of each a prompt (such as seconds and tokens)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The logarithm of a figure of some prompts."""
+
+    log: float
+    influence: Array
+    """What each prompt moves it by, to first order and times their number (:func:`log_ratio`); they sum to 0."""
+
+    def __sub__(self, other: Estimate) -> Estimate:
+        """Of the figures' ratio, paired by prompt."""
+        return Estimate(self.log - other.log, self.influence - other.influence)
+
+    @property
+    def reversed(self) -> Estimate:
+        """Of the inverse ratio."""
+        return Estimate(-self.log, -self.influence)
+
+    @property
+    def contributions(self) -> Array:
+        """One a prompt; their mean is the logarithm."""
+        return self.log + self.influence
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation over prompts of the contributions."""
+        return float(np.std(self.influence, ddof=1)) if len(self.influence) > 1 else math.nan
+
+    @property
+    def standard_error(self) -> float:
+        """The deviation over sqrt(n)."""
+        return self.deviation / math.sqrt(max(1, len(self.influence)))
+
+    def interval(self, quantile: float | None = None) -> Interval:
+        """exp(log), with bounds ``quantile`` standard errors away: by default Student's for 95 %, n - 1 degrees."""
+        reach = self._reach(quantile)
+        return _interval(math.exp(self.log), *(_exp(self.log + r) for r in (-reach, reach)))
+
+    def share(self) -> Interval:
+        """The same of a figure in 0..1: its bounds are symmetric on the logit and stay in 0..1."""
+        value = math.exp(self.log)
+        if value >= 1:
+            return Interval(value)
+        logit, reach = math.log(value / (1 - value)), self._reach() / (1 - value)
+        return _interval(
+            value, *(1 / (1 + math.exp(-(logit + r))) for r in (-min(reach, 700), min(reach, 700)))
+        )
+
+    def _reach(self, quantile: float | None = None) -> float:
+        n = len(self.influence)
+        if n < 2 or self.standard_error < NO_VARIATION:
+            return math.nan
+        return self.standard_error * (student_quantile(n) if quantile is None else quantile)  # inf: no bounds
+
+
+def student_quantile(n: int) -> float:
+    """Student's quantile of a two-sided 95 % interval over n prompts."""
+    return float(student.ppf((1 + CONFIDENCE) / 2, n - 1))
+
+
+def critical_level(critical: float, n: int) -> float:
+    """Two-sided level of Student's test whose critical value is this many standard errors."""
+    return float(2 * student.sf(critical, n - 1))
+
+
+def log_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate | None:
+    """log(sum a / sum b), a prompt an entry. None where a sum is not positive.
+
+    z_i = n (a_i / sum a - b_i / sum b) / (1 - h_i), less their mean; h_i is the mean of the prompt's shares of both
+    sums. The divisor undoes that a prompt of weight draws the ratio to itself (HC3, MacKinnon and White 1985).
+    """
+    a, b = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
+    total, other = a.sum(), b.sum()
+    if not (total > 0 and other > 0):
+        return None
+    shares = a / total, b / other
+    influence = len(a) * (shares[0] - shares[1]) / np.maximum(1 - (shares[0] + shares[1]) / 2, SMALLEST)
+    return Estimate(math.log(total / other), influence - influence.mean())
+
+
+@dataclass(frozen=True)
+class Times:
+    """Of one method, an entry a prompt."""
+
+    prefill_s: Array
+    decode_s: Array
+    n_tokens: Array
+
+    @property
+    def whole(self) -> Estimate | None:
+        """log of whole seconds per token."""
+        return log_ratio(self.prefill_s + self.decode_s, self.n_tokens)
+
+    @property
+    def decoding(self) -> Estimate | None:
+        """log of decode seconds per token."""
+        return log_ratio(self.decode_s, self.n_tokens)
+
+    def at_lengths(self, lengths: Array) -> Estimate | None:
+        """log of seconds per token if the outputs were as long as ``lengths`` (the plain target's) in all.
+
+        log(sum prefill / sum lengths + sum decode / sum tokens). Where the outputs have these lengths, as at
+        temperature 0, the whole seconds per token.
+        """
+        return log_ratio(self.seconds_at(lengths), lengths)
+
+    def seconds_at(self, lengths: Array) -> Array:
+        """Seconds of each prompt at these lengths: prefill + d L + (decode - d tokens) (sum L / sum tokens).
+
+        With d = sum decode / sum tokens: they sum up to sum prefill + d sum L, and vary over prompts as that does.
+        """
+        tokens = self.n_tokens.sum()
+        if not tokens > 0:
+            return np.full(len(lengths), math.nan)
+        pace = self.decode_s.sum() / tokens
+        beyond = (self.decode_s - pace * self.n_tokens) * (lengths.sum() / tokens)
+        return np.asarray(self.prefill_s + pace * lengths + beyond)
 
 
 def ratio_interval(
-    numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0
+    numerators: Sequence[float], denominators: Sequence[float], *, share: bool = False
 ) -> Interval | None:
-    """sum(numerators) / sum(denominators) with its 95 % interval, pairs resampled together.
+    """sum(numerators) / sum(denominators) with its 95 % interval over prompts, one pair a prompt.
 
-    One pair a prompt. None where the denominators sum to 0.
+    ``share``: the figure lies in 0..1, and so do its bounds. None where the denominators sum to 0; no bounds for a
+    single prompt or where prompts do not differ.
     """
-    return _interval(_ratio, (numerators, denominators), seed)
+    found = log_ratio(numerators, denominators)
+    if found is None:
+        return Interval(0.0) if len(denominators) and sum(denominators) > 0 else None
+    return found.share() if share else found.interval()
 
 
-def ratio_of_ratios_interval(
-    baseline: tuple[Sequence[float], Sequence[float]],
-    method: tuple[Sequence[float], Sequence[float]],
-    *,
-    seed: int = 0,
-) -> Interval | None:
-    """(sum a / sum b) / (sum c / sum d) with its 95 % interval for baseline = (a, b) and method = (c, d).
-
-    With seconds over tokens on both sides this is a speed-up paired by prompt: entry i of all four sequences
-    belongs to prompt i, and prompts are resampled whole. None where it is not defined.
-    """
-    return _interval(_ratio_of_ratios, (*baseline, *method), seed)
+def _exp(log: float) -> float:
+    return math.exp(log) if log < 700 else math.inf
 
 
-def _ratio(a: np.ndarray, b: np.ndarray, axis: int = -1) -> np.ndarray:
-    return a.sum(axis) / b.sum(axis)
-
-
-def _ratio_of_ratios(a: np.ndarray, b: np.ndarray, c: np.ndarray, d: np.ndarray, axis: int = -1) -> np.ndarray:
-    return _ratio(a, b, axis) / _ratio(c, d, axis)
-
-
-def _interval(
-    statistic: Callable[..., np.ndarray], data: Sequence[Sequence[float]], seed: int
-) -> Interval | None:
-    """BCa (Efron 1987); without bounds for a single prompt or a statistic that no resample changes."""
-    columns = [np.asarray(column, dtype=float) for column in data]
-    if not len(columns[0]):
-        return None
-    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        warnings.simplefilter("ignore")  # scipy warns of degenerate data, which NaN bounds say as well
-        value = float(statistic(*columns))
-        if not math.isfinite(value):
-            return None
-        if len(columns[0]) < 2:
-            return Interval(value)
-        result = bootstrap(
-            columns, statistic, paired=True, vectorized=True, method="BCa",
-            n_resamples=RESAMPLES, confidence_level=CONFIDENCE, rng=np.random.default_rng(seed),
-        )  # fmt: skip
-    low, high = (float(bound) for bound in result.confidence_interval)
+def _interval(value: float, low: float, high: float) -> Interval:
     return Interval(value, low, high) if math.isfinite(low) and math.isfinite(high) else Interval(value)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from specalign import folders
+from specalign.analysis.partial import result_so_far
+from specalign.analysis.speeds import read_speeds
 from specalign.errors import UserError
 from specalign.files import write_text
 from specalign.probes import require_untouched
@@ -15,7 +17,6 @@ from specalign.reports.markdown import markdown
 from specalign.reports.page import html_page
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.sections import document
-from specalign.reports.speeds import read_speeds
 from specalign.reports.style import save_png
 from specalign.reports.svg import inline_svg
 from specalign.reports.tables import comparison, escape
@@ -31,7 +32,7 @@ def build_report(run: Path, result: BenchmarkResult | None = None) -> Path:
     ``result`` stands in for result.json where a crash left that without rows. Raises UserError where records.jsonl
     is not the one that result.json was computed from.
     """
-    result = result or read_result(run)
+    result = result or result_so_far(run)
     require_untouched(run, result)
     speeds = read_speeds(run)
     pictures, drawings = [], {}

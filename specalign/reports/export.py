@@ -10,9 +10,9 @@ import matplotlib as mpl
 import pandas as pd
 
 from specalign.analysis.partial import result_so_far
+from specalign.analysis.speeds import read_speeds
 from specalign.files import atomic_path, write_text
 from specalign.reports.gallery import figures
-from specalign.reports.speeds import read_speeds
 from specalign.reports.style import SETTINGS
 from specalign.reports.svg import svg_file
 from specalign.results import RECORDS_FILE, read_records

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from matplotlib.figure import Figure
 
+from specalign.analysis.speeds import Speeds
 from specalign.reports.plots import plot_break_even, plot_speedup, plot_time
 from specalign.reports.plots_acceptance import (
     plot_acceptance,
@@ -15,7 +16,6 @@ from specalign.reports.plots_acceptance import (
 )
 from specalign.reports.plots_model import plot_gamma, plot_iso
 from specalign.reports.plots_prompts import plot_prompts
-from specalign.reports.speeds import Speeds
 from specalign.results import SummaryRow
 
 Plot = Callable[[Sequence[SummaryRow]], Figure | None]

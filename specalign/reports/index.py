@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from specalign.analysis.decision import Decision, decide
 from specalign.errors import UserError
 from specalign.files import write_text
-from specalign.reports.recommendation import choices, processor
-from specalign.reports.rows import full_name
+from specalign.reports.recommendation import processor
+from specalign.reports.rows import full_name, temperatures_of
 from specalign.reports.tables import escape, interval, markdown_table
 from specalign.results import RESULT_FILE, BenchmarkResult, read_result
 
@@ -34,7 +35,12 @@ def index_text(folder: Path) -> str:
         path for path in folder.iterdir() if PUBLISHED.fullmatch(path.name) and (path / RESULT_FILE).is_file()
     ]
     lines = [_line(run) for run in sorted(runs, reverse=True)]
-    header = ["run", "fastest drafter, wall-clock speed-up over the plain target", "machine", ""]
+    header = [
+        "run",
+        "decision, with the speed-up over the plain target, all rows of the run tested together",
+        "machine",
+        "",
+    ]
     table = markdown_table(header, [])
     return "\n".join([INTRODUCTION, *table, *lines, "", COMMANDS]) + "\n"
 
@@ -67,7 +73,15 @@ def _line(run: Path) -> str:
 
 def _fastest(result: BenchmarkResult) -> str:
     found = [
-        f"temperature {choice.temperature:g}: {full_name(choice.row)}, {interval(choice.speedup, unit='x')}"
-        for choice in choices(result.rows)
+        f"temperature {temperature:g}: {_told(decision)}"
+        for temperature in temperatures_of(result.rows)
+        if (decision := decide(result.rows, temperature))
     ]
-    return "; ".join(found) or "no finished rows"
+    return "; ".join(found) or "no speed-up could be computed"
+
+
+def _told(decision: Decision) -> str:
+    measured = interval(decision.best.speedup_joint or decision.best.speedup, unit="x")
+    if decision.use:
+        return f"use {full_name(decision.best)}, {measured}"
+    return f"keep the plain target (best: {full_name(decision.best)}, {measured})"

@@ -15,7 +15,9 @@ from specalign.text import plain
 
 MEANINGS = {
     "γ": "draft length in tokens",
-    "speed-up": "plain target's wall seconds per token over the row's, paired by prompt [95 % interval]",
+    "speed-up": "plain target's seconds per token over the row's at its own output lengths, paired by prompt [95 %]",
+    "jointly": "bounds of the speed-up that hold for all rows of the run at once",
+    "whole": "the speed-up over whole requests at their own lengths",
     "α expected": "mean over examined draft positions of the sum of min(p, q)",
     "α counted": "accepted over examined drafts",
     "break-even α": "the acceptance rate at which decoding would be as fast as the plain target here",

@@ -9,9 +9,9 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from specalign.analysis.speeds import Speeds, group_of
 from specalign.reports.panels import label_of, name_rows, places_of
 from specalign.reports.rows import at, temperatures_of
-from specalign.reports.speeds import Speeds, group_of
 from specalign.reports.style import COLOURS, hover, new_figure
 from specalign.results import SummaryRow
 
@@ -20,8 +20,8 @@ MANY = 300
 
 
 def plot_prompts(rows: Sequence[SummaryRow], speeds: Speeds) -> Figure | None:
-    """A dot a prompt: the plain target's seconds per token over the method's; the bar is their median."""
-    ratios = {group_of(row): _ratios(row, rows, speeds) for row in rows if row.kind != "target"}
+    """A dot a prompt: its speed-up at the plain target's length; the bar is their median."""
+    ratios = {group_of(row): _ratios(row, speeds) for row in rows if row.kind != "target"}
     shown = [row for row in rows if ratios.get(group_of(row))]
     if not shown:
         return None
@@ -45,12 +45,9 @@ def plot_prompts(rows: Sequence[SummaryRow], speeds: Speeds) -> Figure | None:
     return figure
 
 
-def _ratios(row: SummaryRow, rows: Sequence[SummaryRow], speeds: Speeds) -> list[float]:
+def _ratios(row: SummaryRow, speeds: Speeds) -> list[float]:
     """log2 of every prompt's speed-up, ascending."""
-    plain = [other for other in at(rows, row.temperature) if other.kind == "target"]
-    if not plain:
-        return []
-    logs = speeds.log_ratios(group_of(row), group_of(plain[0]))
+    logs = speeds.log_ratios(group_of(row))
     return sorted(value / math.log(2) for value in logs.values())
 
 

@@ -3,99 +3,74 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from specalign.analysis.decision import Decision, decide, standing
+from specalign.analysis.families import Family
+from specalign.analysis.speeds import Speeds, group_of
 from specalign.reports.content import Paragraph
 from specalign.reports.rows import at, full_name, temperatures_of
-from specalign.reports.speeds import Speeds, rivals
 from specalign.reports.tables import interval, number
-from specalign.results import BenchmarkResult, Interval, SummaryRow
+from specalign.results import BenchmarkResult, SummaryRow
 
 NAMED = 4
-"""Rivals named before the rest are counted."""
+"""Rows named before the rest are counted."""
 
 
-@dataclass(frozen=True)
-class Choice:
-    """The fastest drafter of one temperature."""
-
-    temperature: float
-    row: SummaryRow
-    speedup: Interval
-
-    @property
-    def faster(self) -> bool:
-        """Whether the whole interval lies above the plain target."""
-        return self.speedup.low is not None and self.speedup.low > 1
-
-    @property
-    def slower(self) -> bool:
-        """Whether the whole interval lies below it."""
-        return self.speedup.high is not None and self.speedup.high < 1
-
-
-def choices(rows: Sequence[SummaryRow]) -> list[Choice]:
-    """The row of the highest measured speed-up, a temperature each."""
-    found = []
-    for temperature in temperatures_of(rows):
-        own = [(row.speedup.value, row) for row in at(rows, temperature) if row.speedup]
-        if own:
-            row = max(own, key=lambda pair: pair[0])[1]
-            found.append(Choice(temperature, row, row.speedup or Interval(0.0)))
-    return found
-
-
-def recommendation(result: BenchmarkResult, speeds: Speeds) -> list[Paragraph]:
-    """A sentence or two a temperature."""
+def recommendation(result: BenchmarkResult, speeds: Speeds, pairs: Family) -> list[Paragraph]:
+    """A sentence or two a temperature; ``pairs``: what differs from what."""
     lines = [
-        Paragraph(_sentence(choice, result.rows, speeds), f"Temperature {choice.temperature:g}:")
-        for choice in choices(result.rows)
+        Paragraph(_sentence(decision, result, speeds, pairs), f"Temperature {temperature:g}:")
+        for temperature in temperatures_of(result.rows)
+        if (decision := decide(result.rows, temperature))
     ]
     return lines or [Paragraph("No speed-up could be computed: there are no finished rows to compare.")]
 
 
-def _sentence(choice: Choice, rows: Sequence[SummaryRow], speeds: Speeds) -> str:
-    own = [row for row in at(rows, choice.temperature) if row.speedup is not None]
-    measured = interval(choice.speedup, unit="x")
-    name = full_name(choice.row)
-    same = _rivals(choice, own, speeds)
-    if choice.faster:
-        return f"use {name}: {measured} the plain target's speed{same}.{_standing(choice.row)}"
-    trained = _best_trained(choice, own)
-    if not choice.slower:
+def _sentence(decision: Decision, result: BenchmarkResult, speeds: Speeds, pairs: Family) -> str:
+    best = decision.best
+    own = [row for row in at(result.rows, decision.temperature) if row.speedup is not None]
+    measured = interval(best.speedup_joint or best.speedup, unit="x")
+    name, same, trained = full_name(best), _rivals(best, own, speeds, pairs), _best_trained(best, own)
+    if decision.use:
+        return f"use {name}: {measured} the plain target's speed{same}.{_standing(best)}"
+    if standing(best) == "slower":
         return (
-            f"keep the plain target. The best, {name}, is not distinguishable from the plain target: "
-            f"{measured}{same}.{trained}"
+            f"keep the plain target: nothing is faster than the plain target on this machine. The best, {name}, "
+            f"runs at {measured}{same}.{_standing(best)}{trained}"
         )
+    few = "" if pairs.can_show or not pairs.n_prompts else _too_few(pairs)
+    return f"keep the plain target. The best, {name}, is not shown to differ from it: {measured}{same}.{few}{trained}"
+
+
+def _too_few(pairs: Family) -> str:
     return (
-        f"keep the plain target: nothing is faster than the plain target on this machine. The best, {name}, "
-        f"runs at {measured}{same}.{_standing(choice.row)}{trained}"
+        f" {pairs.n_prompts} prompts cannot show any difference, however large: no p-value below "
+        f"{pairs.smallest_p:.2g} is possible."
     )
 
 
-def _rivals(choice: Choice, rows: Sequence[SummaryRow], speeds: Speeds) -> str:
-    found = rivals(choice.row, [row for row in rows if _overlaps(row.speedup, choice.speedup)], speeds)
-    if not found.names:
+def _rivals(best: SummaryRow, rows: Sequence[SummaryRow], speeds: Speeds, pairs: Family) -> str:
+    """The rows that are not shown to be slower than the best, and what difference would have been."""
+    found = {full_name(row): pairs.pair(group_of(best), group_of(row)) for row in rows if row is not best}
+    same = {name: pair for name, pair in found.items() if pair is not None and not pair.differs}
+    if not same or not pairs.can_show:
         return ""
-    names = found.names[:NAMED]
-    rest = len(found.names) - len(names)
+    names = list(same)[:NAMED]
+    rest = len(same) - len(names)
     text = ", ".join(names) + (f" and {rest} more" if rest else "")
-    are = "is" if len(found.names) == 1 else "are"
-    bound = f" (minimum detectable difference {found.detectable:.0%})" if found.detectable is not None else ""
+    are = "is" if len(same) == 1 else "are"
+    shown = [pair.detectable for pair in same.values() if pair.detectable is not None]
+    bound = f" (minimum detectable difference {max(shown):.0%})" if shown else ""
     return f"; {text} {are} not shown to differ from it on these prompts{bound}"
 
 
-def _overlaps(one: Interval | None, best: Interval) -> bool:
-    """Whether the interval of a slower row reaches into the best one's; apart, the two differ beyond doubt."""
-    return one is None or one.high is None or best.low is None or one.high >= best.low
-
-
-def _best_trained(choice: Choice, rows: Sequence[SummaryRow]) -> str:
-    models = [row for row in rows if row.kind == "model" and row is not choice.row]
-    if choice.row.kind == "model" or not models:
+def _best_trained(best: SummaryRow, rows: Sequence[SummaryRow]) -> str:
+    models = [row for row in rows if row.kind == "model" and row is not best]
+    if best.kind == "model" or not models:
         return ""
     row = max(models, key=lambda row: row.speedup.value if row.speedup else 0.0)
-    return f" The fastest trained drafter, {full_name(row)}, runs at {interval(row.speedup, unit='x')}.{_standing(row)}"
+    measured = interval(row.speedup_joint or row.speedup, unit="x")
+    return f" The fastest trained drafter, {full_name(row)}, runs at {measured}.{_standing(row)}"
 
 
 def _standing(row: SummaryRow) -> str:

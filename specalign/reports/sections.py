@@ -7,17 +7,24 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from specalign.analysis.decision import standing
+from specalign.analysis.families import Family, between_rows
+from specalign.analysis.pairs import HEADER, cells, pairs_at, told
+from specalign.analysis.renew import OUTDATED
+from specalign.analysis.speeds import Speeds, group_of
+from specalign.metrics import METRICS_VERSION
 from specalign.reports.content import Block, Code, Document, Paragraph, Picture, Section, Table
 from specalign.reports.recommendation import processor, recommendation, setting
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.served import engine, load
-from specalign.reports.speeds import Speeds, group_of
 from specalign.reports.tables import detail_cells, interval, number, table_cells
 from specalign.results import BenchmarkResult, SummaryRow
 
 SYMBOLS = """\
-Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, on whole calls
-(prefill included), paired by prompt, with a 95 % BCa bootstrap interval over prompts; "decode speed-up" is the same on
+Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, both at the plain
+target's output lengths (at temperature 0 that is whole requests, prefill included), paired by prompt, with a 95 %
+interval over prompts of this row alone; "jointly" gives bounds that hold for all rows of the run at once, by sign flips
+of whole prompts: they decide. "whole" is the same over whole requests at their own lengths, "decode speed-up" over
 decode seconds alone, and "predicted" is what the cost model gives for it from the measured step times and acceptance.
 γ: draft length. α expected: mean over examined draft positions of Σ min(p, q). α counted: accepted / examined drafts.
 Break-even α: the acceptance rate at which decoding would be as fast as the plain target on this machine. τ: tokens per
@@ -31,13 +38,21 @@ MIN_PROMPTS = 2
 MAX_CATEGORIES = 20
 ACROSS = 6
 """Categories beside each other in a table."""
+MOST_PAIRS = 30
+"""Pairs of a temperature that are listed."""
 
 
 def document(result: BenchmarkResult, speeds: Speeds, pictures: Sequence[Picture]) -> Document:
     """The whole report."""
-    opening: list[Block] = [*_warnings(result, speeds), *recommendation(result, speeds), *setting(result)]
+    pairs = between_rows(speeds)
+    opening: list[Block] = [
+        *_warnings(result, speeds),
+        *recommendation(result, speeds, pairs),
+        *setting(result),
+    ]
     sections = [
         _comparison(result),
+        _pairs(speeds, pairs),
         engine(result),
         load(result),
         _pictures(pictures),
@@ -61,6 +76,8 @@ def _warnings(result: BenchmarkResult, speeds: Speeds) -> list[Block]:
     problems = [f"{check.name}: {check.detail}" for check in result.checks if check.passed is False]
     if speeds.unreadable:
         problems.insert(0, f"{speeds.unreadable}; what follows it is missing")
+    if result.metrics_version != METRICS_VERSION:
+        problems.insert(0, OUTDATED)
     if result.status != "complete":
         made = result.n_effective + result.n_failed
         problems.insert(0, f"the run is {result.status}: {made} of {result.n_requested} generations are there")
@@ -84,6 +101,23 @@ def _rouge_words(result: BenchmarkResult) -> str:
     """How the run's ROUGE counts words."""
     found = [rouge.words for row in result.rows if (rouge := row.rouge_vs_reference or row.rouge_vs_target)]
     return ROUGE_WORDS if "unicode" in found else "."
+
+
+def _pairs(speeds: Speeds, family: Family) -> Section | None:
+    """Which methods differ from which, the largest differences first."""
+    parts = []
+    for temperature in speeds.temperatures:
+        own = pairs_at(family, temperature)
+        shown = own[:MOST_PAIRS]
+        if own:
+            table = Table(HEADER, [cells(found, speeds, "γ") for found in shown])
+            title = f"Pairs at temperature {temperature:g}"
+            parts.append(Section(title, [table, Paragraph(told(family, own, len(shown)))]))
+    intro = (
+        "Speed at the plain target's output lengths, paired by prompt; bounds and p-values hold for all pairs of the "
+        "run at once (sign flips of whole prompts, largest |t|). The last column: power 80 % for that pair."
+    )
+    return Section("Against each other", [Paragraph(intro)], parts) if parts else None
 
 
 def _fastest_first(row: SummaryRow) -> float:
@@ -121,16 +155,15 @@ def _category_table(
     result: BenchmarkResult, speeds: Speeds, names: Sequence[str], temperature: float
 ) -> Section:
     rows = at(result.rows, temperature)
-    plain = next((group_of(row) for row in rows if row.kind == "target"), ("", temperature, 0))
     drafters = [row for row in sorted(rows, key=_fastest_first) if row.kind != "target"]
     lines = []
     for name in names:
-        cells = [name, str(sum(category == name for category in speeds.categories.values()))]
+        line = [name, str(sum(category == name for category in speeds.categories.values()))]
         for row in drafters:
-            shared = speeds.shared(group_of(row), plain)
-            own = [prompt for prompt in shared if speeds.categories[prompt] == name]
-            cells.append(interval(speeds.speedup(group_of(row), plain, own), unit="x"))
-        lines.append(cells)
+            own = {prompt for prompt, category in speeds.categories.items() if category == name}
+            found = speeds.speedup(group_of(row), prompts=own)
+            line.append(interval(found.interval() if found else None, unit="x"))
+        lines.append(line)
     header = ["category", "prompts", *(f"{row.method} γ={row.gamma}" for row in drafters)]
     return Section(f"Categories at temperature {temperature:g}", _by_method(header, lines))
 
@@ -152,10 +185,10 @@ def _negative(result: BenchmarkResult) -> Section | None:
     """What did not pay, as plainly as what did."""
     lines = []
     for row in sorted(result.rows, key=lambda row: (row.temperature, _fastest_first(row))):
-        if row.speedup is None or (row.speedup.low is not None and row.speedup.low > 1):
+        if row.speedup is None or standing(row) == "faster":
             continue
-        slower = row.speedup.high is not None and row.speedup.high < 1
-        verdict = "slower than the plain target" if slower else "not distinguishable from the plain target"
+        slower = standing(row) == "slower"
+        verdict = "slower than the plain target" if slower else "not shown to differ from the plain target"
         reached = number(row.alpha_counted.value if row.alpha_counted else None)
         needed = "never" if row.c is not None and row.break_even_alpha is None else number(row.break_even_alpha)
         lines.append(
@@ -163,7 +196,7 @@ def _negative(result: BenchmarkResult) -> Section | None:
                 row.method,
                 f"{row.temperature:g}",
                 str(row.gamma),
-                interval(row.speedup, unit="x"),
+                interval(row.speedup_joint or row.speedup, unit="x"),
                 verdict,
                 reached,
                 needed,
@@ -171,7 +204,7 @@ def _negative(result: BenchmarkResult) -> Section | None:
         )
     if not lines:
         return None
-    header = ["method", "temperature", "γ", "speed-up", "result", "α reached", "α needed"]
+    header = ["method", "temperature", "γ", "speed-up, jointly", "result", "α reached", "α needed"]
     return Section("What did not pay", [Table(header, lines)])
 
 

@@ -35,11 +35,11 @@ TITLES = {
     "agreement": "argmax agreement (α at temperature 0)",
 }
 LEGEND = """\
-Speed-up: the plain target's wall seconds per token over the drafter's, all seeds of an objective together;
-brackets are 95 % intervals of a hierarchical bootstrap over seeds and prompts. `against {baseline}` is a ratio
-with its interval, the Holm-corrected p over all pairs of objectives, and the smallest difference that would have
-shown (power 80 %). With n seeds the doubt between seeds is understated by 1/n. Every number is computed
-from the records, the probes and `training.json` here by `specalign-bench study` with
+Speed-up: the plain target's seconds per token over the drafter's at the plain target's output lengths, all seeds of an
+objective together; brackets are 95 % intervals over seeds and prompts. `against {baseline}` is a ratio with its
+interval, the Holm-corrected p over all pairs of objectives, figures and settings, and the smallest difference that
+would have shown (power 80 %) were it the only one. Objectives of the same training seeds are paired by them. Every
+number is computed from the records, the probes and `training.json` here by `specalign-bench study` with
 the folder's name."""
 
 

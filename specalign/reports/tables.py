@@ -15,6 +15,7 @@ from specalign.text import plain
 
 Column = tuple[str, Callable[[SummaryRow], str]]
 NONE = "–"
+SAME = 1e-9
 
 
 def number(value: float | None, digits: int = 2) -> str:
@@ -30,6 +31,21 @@ def interval(value: Interval | None, digits: int = 2, unit: str = "") -> str:
     if value.low is None or value.high is None:
         return text
     return f"{text} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
+
+
+def bounds(value: Interval | None) -> str:
+    """``[low, high]``; a dash where there are none."""
+    if value is None or value.low is None or value.high is None:
+        return NONE
+    return f"[{value.low:.2f}, {value.high:.2f}]"
+
+
+def whole(row: SummaryRow) -> str:
+    """The speed-up over whole requests at their own lengths, where it is another figure."""
+    own = row.whole_speedup
+    if own is None or row.speedup is None or abs(own.value / row.speedup.value - 1) < SAME:
+        return NONE
+    return interval(own, unit="x")
 
 
 def percentiles(values: Sequence[float], digits: int = 0) -> str:
@@ -48,6 +64,8 @@ COLUMNS: list[Column] = [
     ("method", lambda row: row.method),
     ("γ", lambda row: draft_length(row) if row.gamma else NONE),
     ("speed-up", lambda row: interval(row.speedup, unit="x") if row.kind != "target" else "1"),
+    ("jointly", lambda row: bounds(row.speedup_joint)),
+    ("whole", whole),
     ("α expected", lambda row: interval(row.alpha_expected)),
     ("α counted", lambda row: interval(row.alpha_counted)),
     ("break-even α", lambda row: number(row.break_even_alpha)),
@@ -62,7 +80,7 @@ COLUMNS: list[Column] = [
 NAMING = ("method", "γ")
 DETAILS = ("whole", "α expected", "c", "decode speed-up", "predicted", "ROUGE-1/2/L vs target")
 """Columns of a second table, beside method and γ: all in one would be wider than a page."""
-TERMINAL = ("method", "γ", "speed-up", "α counted", "break-even α", "τ", "c", "tokens/s")
+TERMINAL = ("method", "γ", "speed-up", "jointly", "α counted", "break-even α", "τ", "c", "tokens/s")
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:

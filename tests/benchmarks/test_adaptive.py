@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from specalign.analysis.deploy import Wish, measured
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
 from specalign.probes import CallProbe, ForcedProbe, read_run
 from specalign.reports.tables import table_cells
-from specalign.serving.deploy import Wish, measured
 
 Bench = Callable[..., list[str]]
 

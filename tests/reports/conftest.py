@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from specalign.files import file_sha256, write_text
+from specalign.metrics import METRICS_VERSION
 from specalign.results import (
     RECORDS_FILE,
     BenchmarkResult,
@@ -63,6 +64,7 @@ def synthetic_row(method: str, temperature: float, gamma: int) -> SummaryRow:
         kind="lookup" if method == "prompt_lookup" else "model", gamma=gamma,
         rule="token" if temperature else "greedy", tokens_per_s=Interval(18 * speed, 17 * speed, 19 * speed),
         ms_per_token=55 / speed, speedup=Interval(speed, 0.95 * speed, 1.05 * speed),
+        speedup_joint=Interval(speed, 0.9 * speed, 1.1 * speed),
         decode_speedup=Interval(1.02 * speed), time=TimeSplit(310.0, 8.0 * gamma, 80.0, 2.0),
         alpha_expected=Interval(alpha, alpha - 0.01, alpha + 0.01),
         alpha_counted=Interval(alpha, alpha - 0.02, alpha + 0.02), tau=Interval(tau, 0.98 * tau, 1.02 * tau),
@@ -101,7 +103,7 @@ def synthetic_result(gammas: Sequence[int] = (3,)) -> BenchmarkResult:
             "n_truncated_prompts": 0, "hardware": {"cpu": "AMD EPYC", "torch_threads": 2, "platform": "Linux"},
             "packages": {"torch": "2.13.0"}, "git": {"commit": "abc1234"},
         },
-        metrics_version="1", target=ModelInfo("target", "builtin:smollm2", 134_500_000, 30, 538_000_000),
+        metrics_version=METRICS_VERSION, target=ModelInfo("target", "builtin:smollm2", 134_500_000, 30, 538_000_000),
         drafters=[ModelInfo(name, f"runs/{name}", 42_000_000, 4, 75_000_000, name, 8192) for name in names],
         n_requested=N_PROMPTS * len(rows), n_effective=N_PROMPTS * len(rows), n_failed=0, rows=rows,
         checks=[Check("greedy output", True, "0 of 28 leave the target's")],

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from specalign.analysis.decision import decide
+from specalign.analysis.deploy import Wish, deploy_lines, measured
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
+from specalign.metrics import METRICS_VERSION
 from specalign.results import BenchmarkResult, Interval, LoadRow, ModelInfo, SummaryRow, TimeSplit, write_result
-from specalign.serving.deploy import Wish, deploy_lines, measured
 from specalign.text import plain
 
 
@@ -23,15 +25,16 @@ def row(method: str, gamma: int, speedup: float | None, temperature: float = 0.0
         method=method, kind="target" if not gamma else "lookup" if method == "prompt_lookup" else "model",
         temperature=temperature, gamma=gamma, rule="greedy", lossless=True,
         n_requested=4, n_effective=4, n_failed=0, tokens_per_s=Interval(20.0), ms_per_token=50.0,
-        speedup=None if speedup is None else Interval(speedup, speedup - 0.1, speedup + 0.1), decode_speedup=None,
+        speedup=None if speedup is None else Interval(speedup), decode_speedup=None,
         time=TimeSplit(0.0, 0.0, 0.0, 0.0),
+        speedup_joint=None if speedup is None else Interval(speedup, speedup - 0.1, speedup + 0.1),
     )  # fmt: skip
 
 
 def result(*rows: SummaryRow, **changes: Any) -> BenchmarkResult:
     made = BenchmarkResult(
         status="complete", suite="demo", command=[], config={}, provenance={"dtype": "torch.float32"},
-        metrics_version="1", target=ModelInfo("target", "models/the target", 10, 2, 40),
+        metrics_version=METRICS_VERSION, target=ModelInfo("target", "models/the target", 10, 2, 40),
         drafters=[ModelInfo("gkd", "runs/gkd", 5, 1, 20), ModelInfo("sft", "runs/sft", 5, 1, 20, "sft", 8)],
         n_requested=0, n_effective=0, n_failed=0, rows=[row("target", 0, None), *rows],
     )  # fmt: skip
@@ -74,9 +77,34 @@ def test_a_drafter_that_does_not_pay_is_not_served() -> None:
     assert '"num_speculative_tokens": 2' in lines[-1]
 
 
-def test_a_speed_up_that_may_be_none_is_said_to_be() -> None:
-    assert any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.05)), Wish()))
-    assert not any("not distinguish" in line for line in deploy_lines(result(row("gkd", 2, 1.5)), Wish()))
+def test_a_speed_up_that_is_not_shown_is_not_served() -> None:
+    """The report says "keep the plain target" of the same rows."""
+    doubtful = result(row("gkd", 2, 1.05), row("sft", 2, 1.02))
+    assert served(deploy_lines(doubtful, Wish())) == [
+        "vllm",
+        "serve",
+        "models/the target",
+        "--dtype",
+        "float32",
+    ]
+    assert any("Keep the plain target" in line for line in deploy_lines(doubtful, Wish()))
+    decision = decide(doubtful.rows, 0.0)
+    assert decision
+    assert not decision.use
+
+
+def test_what_is_shown_to_be_faster_comes_before_what_only_looks_it() -> None:
+    noisy = replace(row("sft", 2, 1.6), speedup_joint=Interval(1.6, 0.9, 2.9))
+    both = result(noisy, row("gkd", 4, 1.4))
+    assert json.loads(served(deploy_lines(both, Wish()))[-1])["model"] == "runs/gkd"
+    decision = decide(both.rows, 0.0)
+    assert decision
+    assert (decision.use, decision.best.method) == (True, "gkd")
+
+
+def test_older_definitions_decide_nothing() -> None:
+    old = replace(result(row("gkd", 2, 1.5)), metrics_version="3")
+    assert any("specalign-bench recompute" in line for line in deploy_lines(old, Wish()))
 
 
 def test_temperatures_are_chosen_apart() -> None:

@@ -8,7 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from specalign.analysis.decision import standing
+from specalign.analysis.renew import OUTDATED
 from specalign.errors import UserError, unknown
+from specalign.metrics import METRICS_VERSION
 from specalign.results import BenchmarkResult, Interval
 
 LOOKUP_NGRAM = 3
@@ -25,6 +28,8 @@ class Choice:
     method: str
     gamma: int
     speedup: Interval
+    use: bool
+    """Whether it is to be served; by one request at a time as the report decides."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ def deploy_lines(result: BenchmarkResult, wish: Wish, *, resolve: Resolve = str)
     follows as a comment. Raises UserError where the run did not measure what is wished for.
     """
     choices = measured(result, wish)
-    best = max(choices, key=lambda choice: choice.speedup.value)
+    best = max(choices, key=lambda choice: (choice.use, choice.speedup.value))
     tried = sorted({choice.gamma for choice in choices if choice.method == best.method})
     load = f", {wish.concurrency} requests at a time" if wish.concurrency else ""
     lines = [
@@ -56,11 +61,11 @@ def deploy_lines(result: BenchmarkResult, wish: Wish, *, resolve: Resolve = str)
     plain = serve_command(resolve(result.target.source), dtype=_dtype(result))
     config = speculative_config(_kind(result, best.method), best.gamma, resolve(_source(result, best.method)))
     speculative = serve_command(resolve(result.target.source), dtype=_dtype(result), speculative=config)
-    if best.speedup.value > 1:
+    if best.use:
         return [*lines, speculative]
     return [
         *lines,
-        "# Nothing measured is faster than the plain target, so this serves it alone:",
+        "# Keep the plain target: nothing measured is shown to be faster. This serves it alone:",
         plain,
         "# With the drafter all the same:",
         f"# {speculative}",
@@ -88,7 +93,9 @@ def _alone(result: BenchmarkResult, wish: Wish) -> list[Choice]:
             f"nothing was measured at temperature {wish.temperature:g} (measured: {_listed(temperatures)})"
         )
     return [
-        Choice(row.method, row.gamma, row.speedup)
+        Choice(
+            row.method, row.gamma, row.speedup_joint or Interval(row.speedup.value), standing(row) == "faster"
+        )
         for row in rows
         if row.speedup is not None and row.temperature == wish.temperature
     ]
@@ -108,7 +115,7 @@ def _under_load(result: BenchmarkResult, wish: Wish) -> list[Choice]:
             f"{wish.concurrency} requests at a time were not measured (measured: {_listed(levels)})"
         )
     return [
-        Choice(row.method, row.gamma, Interval(row.speedup))
+        Choice(row.method, row.gamma, Interval(row.speedup), row.speedup > 1)
         for row in rows
         if row.speedup is not None and row.concurrency == wish.concurrency
     ]
@@ -140,15 +147,16 @@ def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:
             "# Measured with one request at a time: with more at once the gain shrinks, and turns into a loss "
             "where the target's calls are bound by computing."
         )
-    low, high = choice.speedup.low, choice.speedup.high
-    if low is not None and high is not None and low <= 1 <= high:
-        lines.append("# The run does not distinguish this from 1: measure more prompts before you rely on it.")
+    if wish.concurrency and choice.use:
+        lines.append("# A load test has no interval: measure again before you rely on a small gain.")
     info = next((info for info in result.drafters if info.name == choice.method), None)
     if info is not None and info.draft_vocabulary is not None:
         lines.append(
             f"# Measured with a head trimmed to {info.draft_vocabulary} rows; vLLM drafts with the full head, which "
             "takes longer: measure it there (run --engine vllm) before you rely on it."
         )
+    if result.metrics_version != METRICS_VERSION:
+        lines.append(f"# {OUTDATED}")
     if result.status != "complete":
         lines.append(f"# The run is {result.status}, not complete.")
     return lines
