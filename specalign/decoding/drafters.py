@@ -204,10 +204,24 @@ class _ModelDrafting:
         Rejected drafts are forgotten here. Every row gets as many tokens as the neediest: feeding a cached
         token again writes the same entries.
         """
-        cached = zip(sequences, self.session.lengths, strict=True)
-        n = max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
+        shortest = min(map(len, sequences))
+        while (n := self._lacking(sequences)) > shortest:  # more than another row has: a part of it first
+            begins = [
+                min(length, len(sequence) - shortest)
+                for sequence, length in zip(sequences, self.session.lengths, strict=True)
+            ]
+            parts = [
+                sequence[begin : begin + shortest] for sequence, begin in zip(sequences, begins, strict=True)
+            ]
+            self.session.rollback(begins)
+            self.session.extend(to_device(parts, self.session.model.device))
         self.session.rollback([len(sequence) - n for sequence in sequences])
         return to_device([sequence[-n:] for sequence in sequences], self.session.model.device)
+
+    def _lacking(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Tokens that the neediest row's cache lacks, its last one included."""
+        cached = zip(sequences, self.session.lengths, strict=True)
+        return max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
 
     def _likeliest(self, logits: Tensor) -> Tensor:
         """The greedy token of each row, an id of the target's."""

@@ -13,8 +13,10 @@ from specalign.decoding import divergence
 from specalign.decoding.cache import RowCache
 from specalign.decoding.copying import lookup
 from specalign.decoding.divergence import classify_divergence, first_difference
+from specalign.decoding.drafters import ModelDrafter
+from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, shared_prefixes
-from specalign.decoding.stepper import Stepper
+from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.models.heads import head_of
 
 Build = Callable[..., PreTrainedModel]
@@ -142,3 +144,18 @@ def test_the_cache_refuses_what_it_cannot_hold() -> None:
     cache.begin(3, torch.device("cpu"))
     with pytest.raises(ValueError, match="holds 3 positions, 4 are needed"):
         cache.begin(4, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("n_missed", [1, 3, 7, 20])
+def test_a_row_may_lack_more_tokens_than_another_has(build: Build, n_missed: int) -> None:
+    """A drafter that another one stood in for: rows grow by different numbers before it drafts again."""
+    model, prompts = build("llama"), [[5, 9, 31, 7, 7, 12], [3, 8]]
+    grown = [[*prompts[0], *range(3, 3 + n_missed)], [*prompts[1], 4]]
+
+    def draft(rows: list[list[int]], before: list[list[int]] | None = None) -> torch.Tensor:
+        with torch.inference_mode():
+            target = Session.start(make_stepper(model), rows, 40)
+            drafting = ModelDrafter(model).start(before or rows, 40, Sampling(0.0), target)
+            return drafting.draft(rows, [3] * len(rows), None).ids
+
+    assert torch.equal(draft(grown, prompts), draft(grown))
