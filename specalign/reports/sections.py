@@ -33,6 +33,7 @@ ROUGE_WORDS = (
     " on words of any script (characters where it has no spaces), stemmed where the reference is English."
 )
 """Reports of older results, on ASCII words alone, say nothing of them."""
+ROUGE_LSUM = "Lsum goes sentence by sentence; the literature on CNN/DailyMail calls it ROUGE-L."
 MIN_PROMPTS = 2
 """Prompts that a category needs to get a line of its own."""
 MAX_CATEGORIES = 20
@@ -98,9 +99,13 @@ def _comparison(result: BenchmarkResult) -> Section:
 
 
 def _rouge_words(result: BenchmarkResult) -> str:
-    """How the run's ROUGE counts words."""
+    """How the run's ROUGE counts words, which L it is, and where its texts end."""
     found = [rouge.words for row in result.rows if (rouge := row.rouge_vs_reference or row.rouge_vs_target)]
-    return ROUGE_WORDS if "unicode" in found else "."
+    if not found:
+        return "."
+    end = result.config.get("decoding", {}).get("max_new_tokens")
+    words = ROUGE_WORDS if "unicode" in found else "."
+    return f"{words} {ROUGE_LSUM} Outputs end at {end} new tokens: ROUGE of whole texts is another."
 
 
 def _pairs(speeds: Speeds, family: Family) -> Section | None:

@@ -54,10 +54,11 @@ def percentiles(values: Sequence[float], digits: int = 0) -> str:
 
 
 def rouges(value: Rouge | None) -> str:
-    """ROUGE-1 / 2 / L, times 100."""
+    """ROUGE-1 / 2 / Lsum, times 100: the literature's ROUGE-L of summaries is Lsum."""
     if value is None:
         return NONE
-    return " / ".join(f"{100 * part.value:.1f}" for part in (value.rouge1, value.rouge2, value.rougeL))
+    parts = value.rouge1, value.rouge2, value.rougeLsum
+    return " / ".join(NONE if part is None else f"{100 * part.value:.1f}" for part in parts)
 
 
 COLUMNS: list[Column] = [
@@ -74,11 +75,11 @@ COLUMNS: list[Column] = [
     ("decode speed-up", lambda row: number(row.decode_speedup.value if row.decode_speedup else None)),
     ("predicted", lambda row: number(row.predicted_speedup)),
     ("tokens/s", lambda row: interval(row.tokens_per_s, 1)),
-    ("ROUGE-1/2/L vs reference", lambda row: rouges(row.rouge_vs_reference)),
-    ("ROUGE-1/2/L vs target", lambda row: rouges(row.rouge_vs_target)),
+    ("ROUGE-1/2/Lsum vs reference", lambda row: rouges(row.rouge_vs_reference)),
+    ("ROUGE-1/2/Lsum vs target", lambda row: rouges(row.rouge_vs_target)),
 ]
 NAMING = ("method", "γ")
-DETAILS = ("whole", "α expected", "c", "decode speed-up", "predicted", "ROUGE-1/2/L vs target")
+DETAILS = ("whole", "α expected", "c", "decode speed-up", "predicted", "ROUGE-1/2/Lsum vs target")
 """Columns of a second table, beside method and γ: all in one would be wider than a page."""
 TERMINAL = ("method", "γ", "speed-up", "jointly", "α counted", "break-even α", "τ", "c", "tokens/s")
 
