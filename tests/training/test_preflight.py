@@ -117,7 +117,13 @@ def test_every_shipped_recipe_checks_and_starts(
         "attn": "auto",
         "teacher": {"model": str(teacher_folder)},
         "student": {"model": str(teacher_folder)} if shipped.student.model else {"n_layers": 2},
-        "data": {"source": str(data_folder), "max_prompt_tokens": 40, "max_response_tokens": 6, "n_train": 8},
+        "data": {
+            "source": str(data_folder),
+            "max_prompt_tokens": 40,
+            "max_response_tokens": 6,
+            "n_train": 8,
+            "n_test": 0,
+        },
         "optimiser": {"accumulation": 1},
         "budget": {"steps": 1, "seconds": 0.0},
     }
