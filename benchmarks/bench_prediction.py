@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from specalign.files import write_json
-from specalign.probes import read_run
 from specalign.results import BenchmarkResult, SummaryRow
+from specalign.run_files import read_run
 
 BAR = 0.05
 

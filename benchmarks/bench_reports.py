@@ -17,7 +17,7 @@ from pathlib import Path
 
 from specalign.files import file_sha256, write_json
 from specalign.provenance import stamp
-from specalign.results import RECORDS_FILE, read_records, read_result, record_line, write_result
+from specalign.run_files import RECORDS_FILE, read_records, read_result, record_line, write_result
 
 SOURCE = Path(__file__).parents[1] / "reports" / "2026-11-24_demo-packed_cpu-2core"
 BUILD = """

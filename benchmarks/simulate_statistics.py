@@ -27,7 +27,7 @@ from specalign.analysis.speeds import Group, Speeds, plain_of, read_speeds
 from specalign.files import write_json
 from specalign.metrics.comparisons import joint_test, minimum_detectable_difference, reach_of
 from specalign.metrics.statistics import Array, Estimate, Times, log_ratio
-from specalign.results import RECORDS_FILE, read_records
+from specalign.run_files import RECORDS_FILE, read_records
 
 REPORTS = Path(__file__).parent.parent / "reports"
 DEMO, STUDY, LONG = (f"2026-11-24_{name}_cpu-2core" for name in ("demo-packed", "study", "study-long"))

@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from specalign.files import byte_lines
-from specalign.results import RECORDS_FILE, BenchmarkResult, GenerationRecord, read_result, record_line
+from specalign.records import GenerationRecord
+from specalign.results import BenchmarkResult
+from specalign.run_files import RECORDS_FILE, read_result, record_line
 
 CHAIN = re.compile(rb'"chain":"([0-9a-f]*)"}$')
 RESUMED = "resumed"

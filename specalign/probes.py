@@ -5,30 +5,14 @@ Together with `records.jsonl` it is the raw truth of a run: docs/metrics.md says
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
-from typing import Annotated, Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic import ConfigDict
 
-from specalign.errors import UserError
-from specalign.files import byte_lines, file_sha256, stored
-from specalign.results import (
-    RECORDS_FILE,
-    BenchmarkResult,
-    DraftCounts,
-    GenerationRecord,
-    first_problem,
-    read_records,
-    read_result,
-    record_schema,
-    result_schema,
-)
-
-PROBES_FILE = "probes.jsonl"
+from specalign.records import DraftCounts
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
@@ -134,64 +118,6 @@ class LoadProbe:
 
 
 Probe = ModelProbe | CopyProbe | CallProbe | ForcedProbe | SampledProbe | LoadProbe
-
-_PROBE: TypeAdapter[Probe] = TypeAdapter(Annotated[Probe, Field(discriminator="kind")])
-
-
-@dataclass(frozen=True)
-class RunFiles:
-    """Everything that a run left."""
-
-    result: BenchmarkResult
-    records: list[GenerationRecord]
-    probes: list[Probe]
-
-
-def probe_lines(probes: Iterable[Probe]) -> str:
-    """Lines of probes.jsonl, each with its newline."""
-    return "".join(to_json(probe).decode() + "\n" for probe in probes)
-
-
-def read_probes(path: Path) -> list[Probe]:
-    """Read probes.jsonl; empty where there is none. A damaged line raises UserError with its number."""
-    if not stored(path).exists():
-        return []
-    probes = []
-    for number, line in enumerate(byte_lines(path), start=1):
-        try:
-            probes.append(_PROBE.validate_json(line))
-        except ValidationError as error:
-            raise UserError(f"{path}, line {number}: {first_problem(error)}") from None
-    return probes
-
-
-def read_run(folder: Path) -> RunFiles:
-    """Read a run folder. Raises UserError where its raw files are not the ones that its result was made from."""
-    result = read_result(folder)
-    require_untouched(folder, result)
-    return RunFiles(result, list(read_records(folder / RECORDS_FILE)), read_probes(folder / PROBES_FILE))
-
-
-def require_untouched(folder: Path, result: BenchmarkResult) -> None:
-    """Raise UserError where a complete run's records or probes are missing, cut off or changed."""
-    if result.status != "complete":
-        return
-    for name, expected in ((RECORDS_FILE, result.records_sha256), (PROBES_FILE, result.probes_sha256)):
-        path = folder / name
-        if not expected and name == PROBES_FILE:
-            continue
-        if not stored(path).is_file():
-            raise UserError(f"no such file: {path}")
-        if file_sha256(path) != expected:
-            raise UserError(f"{path} was changed after the run: its hash is not the one in result.json")
-
-
-SCHEMAS: dict[str, Callable[[], dict[str, Any]]] = {
-    "result": result_schema,
-    "record": record_schema,
-    "probe": _PROBE.json_schema,
-}
-"""JSON schemas of result.json, and of a line of records.jsonl and of probes.jsonl; published in docs/schemas."""
 
 
 def model_probes(probes: Sequence[Probe]) -> dict[str, ModelProbe]:

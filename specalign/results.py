@@ -1,145 +1,29 @@
-"""What a benchmark run leaves on disk: one record a generation, one result a run.
+"""What a benchmark run comes to: `result.json` is one :class:`BenchmarkResult`, with a row of figures a method.
 
-`records.jsonl` is the raw truth, one :class:`GenerationRecord` a line, in execution order; `result.json` is
-one :class:`BenchmarkResult`. `probes.jsonl` (``specalign/probes.py``) holds what was measured besides. Every
-figure of a report can be recomputed from the records and probes alone.
+Every figure can be recomputed from `records.jsonl` (``specalign/records.py``) and `probes.jsonl`
+(``specalign/probes.py``) alone; ``specalign/run_files.py`` reads and writes all three.
 Units stand in the names: ``_s`` seconds, ``n_`` counts. Notation as in ``specalign/__init__.py``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from pydantic_core import to_json
+from pydantic import ConfigDict
 
-from specalign.errors import UserError
-from specalign.files import byte_lines, read_text, write_text
+from specalign.records import SCHEMA_VERSION
 
-SCHEMA_VERSION = 2
-"""2: records have ``begun_at``, ``call_s`` and ``chain``. Files of version 1 are read."""
-RECORDS_FILE = "records.jsonl"
-RESULT_FILE = "result.json"
 TARGET, LOOKUP = "target", "prompt_lookup"
+"""Values of ``method``: plain decoding, and drafting from the prompt; a drafter's name otherwise."""
 LOOKUPS = (LOOKUP, "suffix_lookup")
 """Drafters that need no model: they copy."""
-"""Values of ``method``: plain decoding, and drafting from the prompt; a drafter's name otherwise."""
 ADAPTIVE = "_adaptive"
 """End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""
 ALONE = "alone"
 """Value of ``rule`` in records in which a drafter decodes on its own."""
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
-T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class StepTrace:
-    """The decoding steps of one generation, one entry a step (that is, a target call), column by column.
-
-    Plain decoding has the same columns with nothing drafted. In every step
-    ``n_accepted <= n_examined <= n_drafted`` and ``n_emitted`` is ``n_accepted`` plus the target's own
-    token (bonus or correction), unless the step ended the sequence before that token.
-    """
-
-    n_drafted: list[int]
-    """Tokens that the drafter proposed."""
-    n_examined: list[int]
-    """Drafted tokens that the rule looked at: up to and including the first rejected one."""
-    n_accepted: list[int]
-    """Drafted tokens that were accepted and emitted."""
-    n_emitted: list[int]
-    """Tokens that the step added to the output."""
-    overlap: list[list[float]]
-    """Sum over the vocabulary of min(p, q) at each examined position, at the temperature used."""
-    draft_s: list[float]
-    """Seconds in the drafter."""
-    verify_s: list[float]
-    """Seconds in the target's forward call."""
-    rest_s: list[float]
-    """Seconds in everything else: sampling, the rule, cache bookkeeping, Python."""
-    __pydantic_config__ = _STRICT
-
-
-@dataclass(frozen=True)
-class DraftCounts:
-    """What a serving engine counts, of one generation or of many, where it gives no trace of its steps.
-
-    Tokens that were accepted in the last step but lie beyond the end of the output are counted too.
-    """
-
-    n_drafts: int
-    """Drafts: steps in which something was drafted."""
-    n_drafted: int
-    """Drafted tokens, those after a rejection included."""
-    n_accepted: int
-    accepted_by_position: list[int]
-    """Drafts whose first i tokens were accepted, i = 1..gamma."""
-    __pydantic_config__ = _STRICT
-
-
-@dataclass(frozen=True)
-class GenerationRecord:
-    """One generation: what was asked, what came out, and where the time went."""
-
-    method: str
-    """Row label: "target" for plain decoding, else the drafter's name."""
-    prompt_id: str
-    category: str
-    repeat: int
-    """0-based index of this repetition of (prompt, method, temperature, gamma)."""
-    order: int
-    """0-based position in the run's (randomised) execution order."""
-    temperature: float
-    top_k: int
-    """0: no top-k filter."""
-    top_p: float
-    """1: no top-p filter."""
-    gamma: int
-    """Draft length, the most where it is adaptive; 0 for plain decoding."""
-    rule: str
-    """Verification rule; "none" for plain decoding."""
-    lossless: bool
-    seed: int
-    n_prompt_tokens: int
-    status: Literal["ok", "failed"]
-    error: str = ""
-    """Why it failed; a failed generation has no steps and enters no mean."""
-    token_ids: list[int] = field(default_factory=list)
-    """The new tokens, without the prompt; a final end-of-sequence token is included."""
-    finish_reason: Literal["eos", "length", ""] = ""
-    text: str = ""
-    reference: str = ""
-    """The data set's reference; empty where there is none."""
-    steps: StepTrace | None = None
-    """None where it failed, and from an engine that gives no trace of its steps."""
-    counts: DraftCounts | None = None
-    """Such an engine's counters."""
-    n_last: int | None = None
-    """Tokens of its last step that are in the output; None where the stream did not show the steps one by one."""
-    prefill_s: float = 0.0
-    """Seconds for the prompt: target and drafter prefill, up to the first token."""
-    decode_s: float = 0.0
-    """Seconds from the first token to the last."""
-    wall_s: float = 0.0
-    """Seconds for the whole call; prefill_s + decode_s and what little lies between."""
-    adaptive: bool = False
-    """Whether each draft ended where a further token was not expected to pay."""
-    hybrid: bool = False
-    """Whether several drafters take turns under this name."""
-    busy: float | None = None
-    """Share of the processor's time that other processes took meanwhile, 0 to 1; None where that is not known."""
-    begun_at: float | None = None
-    """Seconds since 1970 when the call began."""
-    call_s: float | None = None
-    """Seconds of the call by a clock outside the engine; wall_s and what little lies around it."""
-    schema_version: int = SCHEMA_VERSION
-    chain: str = ""
-    """Hash of this line and all before it (specalign/chain.py)."""
-    __pydantic_config__ = _STRICT
 
 
 @dataclass(frozen=True)
@@ -356,88 +240,3 @@ class BenchmarkResult:
     """Hash of probes.jsonl likewise; empty for runs without probes."""
     schema_version: int = SCHEMA_VERSION
     __pydantic_config__ = _STRICT
-
-
-_RECORD = TypeAdapter(GenerationRecord)
-_RESULT = TypeAdapter(BenchmarkResult)
-
-
-def result_schema() -> dict[str, Any]:
-    """The JSON schema of result.json."""
-    return _RESULT.json_schema()
-
-
-def record_schema() -> dict[str, Any]:
-    """The JSON schema of a line of records.jsonl."""
-    return _RECORD.json_schema()
-
-
-def record_line(record: GenerationRecord) -> str:
-    """One line of records.jsonl, newline included."""
-    return to_json(record).decode() + "\n"
-
-
-def read_records(path: Path) -> Iterator[GenerationRecord]:
-    """Read records.jsonl. A damaged, impossible or repeated line raises UserError with its number."""
-    first: dict[tuple[object, ...], int] = {}
-    for number, line in enumerate(byte_lines(path), start=1):
-        try:
-            record = _RECORD.validate_json(line)
-        except ValidationError as error:
-            raise UserError(f"{path}, line {number}: {first_problem(error)}") from None
-        problem = _newer(record.schema_version) or _impossible(record)
-        if problem:
-            raise UserError(f"{path}, line {number}: {problem}")
-        if (other := first.setdefault(record_key(record), number)) != number:
-            raise UserError(f"{path}, line {number}: the same generation as line {other}")
-        yield record
-
-
-def record_key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
-    """What identifies a generation in its run."""
-    return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat
-
-
-def _newer(version: int) -> str:
-    return f"schema version {version} is of a newer specalign" if version > SCHEMA_VERSION else ""
-
-
-def _impossible(record: GenerationRecord) -> str:
-    """What no generation can have been like; empty where there is nothing."""
-    steps = record.steps
-    times = [
-        record.prefill_s,
-        record.decode_s,
-        *((*steps.draft_s, *steps.verify_s, *steps.rest_s) if steps else ()),
-    ]
-    if record.status == "ok" and record.wall_s <= 0:
-        return f"wall_s is {record.wall_s:g}; a generation takes time"
-    if min(times) < 0:
-        return f"a time of {min(times):g} seconds"
-    if steps and len({len(column) for column in vars(steps).values()}) > 1:
-        return "the columns of its steps have different lengths"
-    return ""
-
-
-def write_result(run: Path, result: BenchmarkResult) -> None:
-    """Write result.json into the run folder, atomically."""
-    write_text(run / RESULT_FILE, to_json(result, indent=2).decode() + "\n")
-
-
-def read_result(run: Path) -> BenchmarkResult:
-    """Read result.json of a run folder. Raises UserError where it is missing or not valid."""
-    path = run / RESULT_FILE
-    try:
-        result = _RESULT.validate_json(read_text(path))
-    except ValidationError as error:
-        raise UserError(f"{path} is not a valid result: {first_problem(error)}") from None
-    if problem := _newer(result.schema_version):
-        raise UserError(f"{path}: {problem}")
-    return result
-
-
-def first_problem(error: ValidationError) -> str:
-    """The first problem that pydantic found, in one line: where, what."""
-    problem = error.errors(include_url=False)[0]
-    where = ".".join(str(part) for part in problem["loc"])
-    return f"{where}: {problem['msg']}" if where else problem["msg"]

@@ -7,15 +7,9 @@ from pathlib import Path
 import pytest
 
 from specalign.chain import RESUMED, appending, continued, links, opening_link, seal
-from specalign.results import (
-    RECORDS_FILE,
-    BenchmarkResult,
-    GenerationRecord,
-    ModelInfo,
-    read_records,
-    read_result,
-    write_result,
-)
+from specalign.records import GenerationRecord
+from specalign.results import BenchmarkResult, ModelInfo
+from specalign.run_files import RECORDS_FILE, read_records, read_result, write_result
 
 OPENING = BenchmarkResult(
     "running", "demo", ["specalign-bench"], {"seed": 0}, {"hardware": {"cpu": "x", "busy_before": 0.1}}, "1",

@@ -7,19 +7,9 @@ import pytest
 
 from specalign.errors import UserError
 from specalign.files import file_sha256
-from specalign.probes import (
-    PROBES_FILE,
-    CallProbe,
-    CopyProbe,
-    ForcedProbe,
-    ModelProbe,
-    Probe,
-    copy_rate,
-    probe_lines,
-    read_probes,
-    read_run,
-)
-from specalign.results import RECORDS_FILE, BenchmarkResult, ModelInfo, write_result
+from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, Probe, copy_rate
+from specalign.results import BenchmarkResult, ModelInfo
+from specalign.run_files import PROBES_FILE, RECORDS_FILE, probe_lines, read_probes, read_run, write_result
 
 PROBES: list[Probe] = [
     ModelProbe("target", 1000, 250),

@@ -13,7 +13,7 @@ from specalign.analysis.study import read_study
 from specalign.benchmarks.cli import COMMANDS, parse_run
 from specalign.reports.study import answer
 from specalign.reports.tables import comparison
-from specalign.results import read_result
+from specalign.run_files import read_result
 from specalign.training.cli import COMMANDS as TRAIN_COMMANDS
 from specalign.training.cli import configs
 

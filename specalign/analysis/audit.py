@@ -14,8 +14,7 @@ from specalign.analysis.consistency import (
 )
 from specalign.analysis.recompute import is_current, untrue_checks, untrue_figures
 from specalign.chain import links, seal
-from specalign.probes import RunFiles, read_run
-from specalign.results import RECORDS_FILE
+from specalign.run_files import RECORDS_FILE, RunFiles, read_run
 
 Decode = Callable[[list[int]], str]
 """Ids of an output -> its text, by the run's tokenizer."""

@@ -12,16 +12,11 @@ from typing import Any
 from scipy.stats import mannwhitneyu
 
 from specalign.analysis.plan import What, by_server, generation_seed, shuffled
-from specalign.probes import CopyProbe, ForcedProbe, ModelProbe, Probe, RunFiles, SampledProbe
+from specalign.probes import CopyProbe, ForcedProbe, ModelProbe, Probe, SampledProbe
 from specalign.provenance import references_sha256
-from specalign.results import (
-    ADAPTIVE,
-    ALONE,
-    TARGET,
-    BenchmarkResult,
-    GenerationRecord,
-    record_key,
-)
+from specalign.records import GenerationRecord, record_key
+from specalign.results import ADAPTIVE, ALONE, TARGET, BenchmarkResult
+from specalign.run_files import RunFiles
 
 MOST_BETWEEN = 0.01
 """Of a call's seconds, what may lie between its prefill and its decoding, or beside its steps' own."""

@@ -25,8 +25,10 @@ from specalign.analysis.prediction import (
 )
 from specalign.analysis.speeds import speeds_of
 from specalign.analysis.summary import step_costs
-from specalign.probes import Probe, RunFiles
-from specalign.results import TARGET, BenchmarkResult, GenerationRecord, SummaryRow
+from specalign.probes import Probe
+from specalign.records import GenerationRecord
+from specalign.results import TARGET, BenchmarkResult, SummaryRow
+from specalign.run_files import RunFiles
 
 PARTS = ("draft", "verify growth", "sampling", "overhead")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from specalign.probes import ForcedProbe, Probe
-from specalign.results import GenerationRecord, SummaryRow
+from specalign.records import GenerationRecord
+from specalign.results import SummaryRow
 
 NOTABLE = 0.05
 """Gap beyond which its causes are named."""

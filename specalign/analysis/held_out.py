@@ -20,7 +20,8 @@ from scipy import stats
 
 from specalign.errors import UserError
 from specalign.files import byte_lines, read_text
-from specalign.results import Interval, first_problem
+from specalign.results import Interval
+from specalign.run_files import first_problem
 
 HELD_OUT = "held_out.json"
 FIGURES = {"alpha": "n_positions", "agreement": "n_positions", "tau": "n_windows"}

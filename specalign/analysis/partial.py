@@ -10,8 +10,17 @@ from specalign.analysis.summary import summarise
 from specalign.errors import UserError
 from specalign.files import stored
 from specalign.folders import is_held
-from specalign.probes import PROBES_FILE, RunFiles, read_probes, read_run
-from specalign.results import RECORDS_FILE, BenchmarkResult, GenerationRecord, read_records, read_result
+from specalign.records import GenerationRecord
+from specalign.results import BenchmarkResult
+from specalign.run_files import (
+    PROBES_FILE,
+    RECORDS_FILE,
+    RunFiles,
+    read_probes,
+    read_records,
+    read_result,
+    read_run,
+)
 
 
 def result_so_far(run: Path) -> BenchmarkResult:

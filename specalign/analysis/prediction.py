@@ -14,7 +14,8 @@ import numpy as np
 
 from specalign.analysis.cost_model import tokens_from_survival
 from specalign.probes import CallProbe, Probe
-from specalign.results import LOOKUPS, TARGET, GenerationRecord
+from specalign.records import GenerationRecord
+from specalign.results import LOOKUPS, TARGET
 
 CallTimes = Callable[[Sequence[int], Sequence[int]], np.ndarray]
 """(numbers of tokens, context lengths), one of each a call -> seconds of each call."""

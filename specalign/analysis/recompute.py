@@ -11,8 +11,8 @@ from specalign.analysis.load_rows import load_rows
 from specalign.analysis.summary import summarise
 from specalign.analysis.verdict import trust_checks
 from specalign.metrics import METRICS_VERSION
-from specalign.probes import RunFiles
 from specalign.results import Alphabet, LoadRow, SummaryRow
+from specalign.run_files import RunFiles
 
 JUDGED = ("n_tie_divergences", "n_numeric_divergences", "n_unexplained_divergences")
 """Figures that took the target's logits: only their sum is recomputed."""

@@ -11,8 +11,8 @@ from specalign.analysis.summary import summarise
 from specalign.analysis.verdict import trust_checks
 from specalign.errors import UserError
 from specalign.metrics import METRICS_VERSION
-from specalign.probes import RunFiles, read_run
-from specalign.results import BenchmarkResult, write_result
+from specalign.results import BenchmarkResult
+from specalign.run_files import RunFiles, read_run, write_result
 
 OUTDATED = "the figures follow older definitions and decide nothing: specalign-bench recompute RUN renews them"
 

@@ -10,7 +10,7 @@ from specalign.analysis.summary import Group
 from specalign.metrics.comparisons import holm
 from specalign.metrics.sampled_tokens import Moments, acceptance_moments, total
 from specalign.probes import Probe, SampledProbe
-from specalign.results import GenerationRecord
+from specalign.records import GenerationRecord
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,9 @@ from itertools import combinations, product
 from specalign.analysis.speeds import speeds_of
 from specalign.errors import UserError
 from specalign.metrics.comparisons import Cells, SeedComparison, compare_seeds, holm
-from specalign.probes import RunFiles
-from specalign.results import ALONE, TARGET, GenerationRecord, Interval, StepTrace
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import ALONE, TARGET, Interval
+from specalign.run_files import RunFiles
 
 SIGNIFICANT = 0.05
 NOTHING = SeedComparison(Interval(1.0), 1.0, None)

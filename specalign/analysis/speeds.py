@@ -10,7 +10,9 @@ import numpy as np
 
 from specalign.errors import UserError
 from specalign.metrics.statistics import Estimate, Times
-from specalign.results import ALONE, RECORDS_FILE, TARGET, GenerationRecord, SummaryRow, read_records
+from specalign.records import GenerationRecord
+from specalign.results import ALONE, TARGET, SummaryRow
+from specalign.run_files import RECORDS_FILE, read_records
 
 Group = tuple[str, float, int]
 """(method, temperature, gamma)."""

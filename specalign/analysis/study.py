@@ -17,8 +17,8 @@ from scipy import stats
 from specalign.analysis.seeds import FIGURES, Comparison, Drafter, PromptCells, Setting, compare
 from specalign.errors import UserError
 from specalign.metrics.comparisons import SeedComparison, compare_seeds
-from specalign.probes import RunFiles, read_run
-from specalign.results import LOOKUP, TARGET, Interval, first_problem
+from specalign.results import LOOKUP, TARGET, Interval
+from specalign.run_files import RunFiles, first_problem, read_run
 
 TRAINING, HYPOTHESES = "training.json", "hypotheses.toml"
 SIGNIFICANT = 0.05

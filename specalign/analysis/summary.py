@@ -24,18 +24,8 @@ from specalign.metrics.rouge import mean_rouge
 from specalign.metrics.statistics import ratio_interval
 from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
 from specalign.probes import ForcedProbe, Probe, copy_rate, model_probes
-from specalign.results import (
-    ALONE,
-    LOOKUPS,
-    TARGET,
-    Alphabet,
-    GenerationRecord,
-    Interval,
-    Rouge,
-    StepTrace,
-    SummaryRow,
-    TimeSplit,
-)
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import ALONE, LOOKUPS, TARGET, Alphabet, Interval, Rouge, SummaryRow, TimeSplit
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from specalign.analysis.families import Comparison, against_itself, against_plai
 from specalign.analysis.sampled_tokens import sampler_tests
 from specalign.analysis.speeds import Speeds, speeds_of
 from specalign.probes import Probe
-from specalign.results import LOOKUPS, TARGET, BenchmarkResult, Check, GenerationRecord, StepTrace, SummaryRow
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import LOOKUPS, TARGET, BenchmarkResult, Check, SummaryRow
 
 LEAST_DRIFT = 0.02
 """Relative change of the plain target's step time between the halves of a run that interleaving takes care of."""

@@ -188,7 +188,7 @@ def seeds_command(arguments: Sequence[str]) -> None:
     """``specalign-bench seeds RUN RUN ...``."""
     folders, config = run_folders("seeds", arguments, SeedsConfig())
     from specalign.analysis.seeds import compare, grouped, lines, parse_groups, require_same_prompts
-    from specalign.probes import read_run
+    from specalign.run_files import read_run
 
     runs = [read_run(folder) for folder in folders]
     require_same_prompts(runs)
@@ -220,7 +220,7 @@ def convert_command(arguments: Sequence[str]) -> None:
     """``specalign-bench convert RUN --to vllm``."""
     (folder,), config = run_folders("convert", arguments, ConvertConfig(), most=1)
     from specalign.metrics.convert import PROJECTS, figures_of, foreign_figures
-    from specalign.probes import read_run
+    from specalign.run_files import read_run
 
     run = read_run(folder)
     projects = PROJECTS if config.to == "all" else (config.to.replace("-", "_"),)
@@ -277,6 +277,6 @@ def recompute_command(arguments: Sequence[str]) -> None:
 def schema_command(arguments: Sequence[str]) -> None:
     """``specalign-bench schema --of record``."""
     config = flags("schema", arguments, SchemaConfig())
-    from specalign.probes import SCHEMAS
+    from specalign.run_files import SCHEMAS
 
     say(json.dumps(SCHEMAS[config.of](), indent=1, sort_keys=True))

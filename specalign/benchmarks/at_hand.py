@@ -9,7 +9,8 @@ from typing import Any
 
 from specalign.analysis.audit import AtHand
 from specalign.errors import UserError
-from specalign.results import RECORDS_FILE, BenchmarkResult, read_records, read_result
+from specalign.results import BenchmarkResult
+from specalign.run_files import RECORDS_FILE, read_records, read_result
 
 
 def at_hand(folder: Path) -> AtHand:

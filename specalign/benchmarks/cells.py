@@ -16,7 +16,8 @@ from specalign.data import Prompt
 from specalign.decoding import Drafter
 from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.verification import LOSSY
-from specalign.results import ALONE, TARGET, GenerationRecord
+from specalign.records import GenerationRecord
+from specalign.results import ALONE, TARGET
 
 TIE_TOLERANCE = 1e-4
 """Logits closer than this are a tie: rounding decides between them."""

@@ -17,7 +17,8 @@ from specalign.metrics.sampled_tokens import Moments, token_moments, total
 from specalign.models.heads import head_of, hidden_states
 from specalign.probes import ForcedProbe, Probe, SampledProbe
 from specalign.progress import progress_bar
-from specalign.results import TARGET, GenerationRecord
+from specalign.records import GenerationRecord
+from specalign.results import TARGET
 
 POSITIONS = 64
 """Positions whose full distributions are held at a time."""

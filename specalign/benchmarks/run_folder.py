@@ -23,15 +23,19 @@ from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
 from specalign.models.probe import same_fingerprint
 from specalign.preflight import require_passed
-from specalign.probes import PROBES_FILE, Probe, probe_lines, read_probes, require_untouched
+from specalign.probes import Probe
 from specalign.provenance import BusyMeter
-from specalign.results import (
+from specalign.records import GenerationRecord
+from specalign.results import BenchmarkResult
+from specalign.run_files import (
+    PROBES_FILE,
     RECORDS_FILE,
     RESULT_FILE,
-    BenchmarkResult,
-    GenerationRecord,
+    probe_lines,
+    read_probes,
     read_records,
     read_result,
+    require_untouched,
     write_result,
 )
 from specalign.terminal import say

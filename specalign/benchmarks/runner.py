@@ -23,14 +23,9 @@ from specalign.decoding import Generation, generate
 from specalign.probes import CopyProbe
 from specalign.progress import progress_bar
 from specalign.provenance import BusyMeter, stamp
-from specalign.results import (
-    RECORDS_FILE,
-    BenchmarkResult,
-    GenerationRecord,
-    StepTrace,
-    read_records,
-    record_key,
-)
+from specalign.records import GenerationRecord, StepTrace, record_key
+from specalign.results import BenchmarkResult
+from specalign.run_files import RECORDS_FILE, read_records
 
 PROBINGS = 12
 """Times that single calls are timed, each after one of three contexts, evenly spread over the generations of a run:

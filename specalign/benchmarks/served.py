@@ -26,18 +26,12 @@ from specalign.folders import add
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
 from specalign.models.properties import eos_ids
 from specalign.models.vocabulary import OLD_FILE
-from specalign.probes import PROBES_FILE, LoadProbe, read_probes
+from specalign.probes import LoadProbe
 from specalign.progress import progress_bar
 from specalign.provenance import stamp
-from specalign.results import (
-    RECORDS_FILE,
-    TARGET,
-    BenchmarkResult,
-    DraftCounts,
-    GenerationRecord,
-    read_records,
-    record_key,
-)
+from specalign.records import DraftCounts, GenerationRecord, record_key
+from specalign.results import TARGET, BenchmarkResult
+from specalign.run_files import PROBES_FILE, RECORDS_FILE, read_probes, read_records
 from specalign.serving.client import (
     Request,
     Server,

@@ -10,7 +10,7 @@ from specalign.decoding.judge import Outcome
 
 @dataclass(frozen=True)
 class Step:
-    """One target call of one row; counts as in ``specalign.results.StepTrace``, times those of the batch."""
+    """One target call of one row; counts as in ``specalign.records.StepTrace``, times those of the batch."""
 
     n_drafted: int
     n_examined: int

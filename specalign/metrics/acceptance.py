@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from specalign.results import StepTrace
+from specalign.records import StepTrace
 
 
 def n_examined(traces: Iterable[StepTrace]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from specalign.results import StepTrace
+from specalign.records import StepTrace
 
 
 def memory_bound_speedup(tau: float, gamma: int, c: float) -> float:

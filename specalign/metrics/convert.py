@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from specalign.metrics import acceptance
-from specalign.results import StepTrace
+from specalign.records import StepTrace
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ from dataclasses import replace
 
 from specalign.metrics.convert import conditional_from_survival
 from specalign.metrics.statistics import ratio_interval
-from specalign.results import DraftCounts, GenerationRecord, Interval
+from specalign.records import DraftCounts, GenerationRecord
+from specalign.results import Interval
 
 
 def in_our_terms(record: GenerationRecord, counts: DraftCounts) -> tuple[DraftCounts, int]:

@@ -8,7 +8,8 @@ from statistics import mean, median
 
 import numpy as np
 
-from specalign.results import GenerationRecord, StepTrace, TimeSplit
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import TimeSplit
 
 
 def time_split(records: Sequence[GenerationRecord]) -> TimeSplit:

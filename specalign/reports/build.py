@@ -10,7 +10,6 @@ from specalign.analysis.partial import result_so_far
 from specalign.analysis.speeds import read_speeds
 from specalign.errors import UserError
 from specalign.files import write_text
-from specalign.probes import require_untouched
 from specalign.reports.content import Picture
 from specalign.reports.gallery import figures
 from specalign.reports.markdown import markdown
@@ -20,7 +19,8 @@ from specalign.reports.sections import document
 from specalign.reports.style import save_png
 from specalign.reports.svg import inline_svg
 from specalign.reports.tables import comparison, escape
-from specalign.results import BenchmarkResult, read_result
+from specalign.results import BenchmarkResult
+from specalign.run_files import read_result, require_untouched
 
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"

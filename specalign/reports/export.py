@@ -15,7 +15,7 @@ from specalign.files import atomic_path, write_text
 from specalign.reports.gallery import figures
 from specalign.reports.style import SETTINGS
 from specalign.reports.svg import svg_file
-from specalign.results import RECORDS_FILE, read_records
+from specalign.run_files import RECORDS_FILE, read_records
 from specalign.text import plain
 
 FORMULA = ("=", "+", "-", "@")

@@ -11,7 +11,8 @@ from specalign.files import write_text
 from specalign.reports.recommendation import processor
 from specalign.reports.rows import full_name, temperatures_of
 from specalign.reports.tables import escape, interval, markdown_table
-from specalign.results import RESULT_FILE, BenchmarkResult, read_result
+from specalign.results import BenchmarkResult
+from specalign.run_files import RESULT_FILE, read_result
 
 INDEX_FILE = "README.md"
 PUBLISHED = re.compile(r"\d{4}-\d{2}-\d{2}_\w[\w.-]*")

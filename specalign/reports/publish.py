@@ -10,9 +10,9 @@ from pathlib import Path
 from specalign.analysis.recompute import untrue_figures
 from specalign.errors import UserError
 from specalign.files import compress
-from specalign.probes import PROBES_FILE, read_run
 from specalign.reports.build import PAGE_FILE, REPORT_FILE, build_report
-from specalign.results import RECORDS_FILE, RESULT_FILE, BenchmarkResult, read_result
+from specalign.results import BenchmarkResult
+from specalign.run_files import PROBES_FILE, RECORDS_FILE, RESULT_FILE, read_result, read_run
 
 KEPT = ("answer.md", "design.md", "hypotheses.toml", "learning.png", "training.json")
 """Documents of a study that are published beside its run."""

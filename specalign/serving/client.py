@@ -13,7 +13,7 @@ import requests
 from prometheus_client.parser import text_string_to_metric_families
 
 from specalign.errors import UserError
-from specalign.results import DraftCounts
+from specalign.records import DraftCounts
 
 LEAST_VERSION = (0, 32)
 """The vLLM that this was tested with; earlier ones lack draft models, or sampled drafts."""

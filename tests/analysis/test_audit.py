@@ -21,8 +21,16 @@ from specalign.benchmarks.cli import main, parse_run
 from specalign.chain import links
 from specalign.errors import UserError, run_cli
 from specalign.files import file_sha256
-from specalign.probes import PROBES_FILE, RunFiles, read_probes
-from specalign.results import RECORDS_FILE, RESULT_FILE, read_records, read_result, write_result
+from specalign.run_files import (
+    PROBES_FILE,
+    RECORDS_FILE,
+    RESULT_FILE,
+    RunFiles,
+    read_probes,
+    read_records,
+    read_result,
+    write_result,
+)
 
 Line = dict[str, Any]
 PUBLISHED = sorted(path.parent for path in (Path(__file__).parents[2] / "reports").glob("**/result.json"))

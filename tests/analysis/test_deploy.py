@@ -16,7 +16,8 @@ from specalign.analysis.deploy import Wish, deploy_lines, measured
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
 from specalign.metrics import METRICS_VERSION
-from specalign.results import BenchmarkResult, Interval, LoadRow, ModelInfo, SummaryRow, TimeSplit, write_result
+from specalign.results import BenchmarkResult, Interval, LoadRow, ModelInfo, SummaryRow, TimeSplit
+from specalign.run_files import write_result
 from specalign.text import plain
 
 

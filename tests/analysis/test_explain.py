@@ -17,7 +17,7 @@ from specalign.analysis.speeds import speeds_of
 from specalign.analysis.summary import summarise
 from specalign.benchmarks.cli import main
 from specalign.probes import CallProbe, ForcedProbe, Probe
-from specalign.results import GenerationRecord, StepTrace
+from specalign.records import GenerationRecord, StepTrace
 
 
 def simulated(

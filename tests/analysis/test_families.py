@@ -17,8 +17,9 @@ from specalign.analysis.speeds import Speeds, speeds_of
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import parse_run
 from specalign.metrics.comparisons import prompts_needed
-from specalign.probes import RunFiles, read_run
-from specalign.results import GenerationRecord, Interval
+from specalign.records import GenerationRecord
+from specalign.results import Interval
+from specalign.run_files import RunFiles, read_run
 
 N_PROMPTS = 12
 

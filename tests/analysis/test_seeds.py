@@ -13,8 +13,9 @@ from specalign.analysis.summary import summarise
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import main, parse_run
 from specalign.errors import UserError
-from specalign.probes import RunFiles
-from specalign.results import BenchmarkResult, GenerationRecord, ModelInfo, StepTrace
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import BenchmarkResult, ModelInfo
+from specalign.run_files import RunFiles
 
 N_PROMPTS, N_TOKENS = 20, 30
 

@@ -8,8 +8,7 @@ import pytest
 from specalign.analysis.study import held_out, read_study
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
-from specalign.probes import PROBES_FILE
-from specalign.results import RECORDS_FILE, RESULT_FILE
+from specalign.run_files import PROBES_FILE, RECORDS_FILE, RESULT_FILE
 
 REPORTS = Path(__file__).parents[2] / "reports"
 DEMO = REPORTS / "2026-11-24_demo-packed_cpu-2core"

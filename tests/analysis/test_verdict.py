@@ -12,7 +12,8 @@ import pytest
 from specalign.analysis.summary import divergent, summarise
 from specalign.analysis.verdict import trust_checks
 from specalign.probes import CallProbe, SampledProbe
-from specalign.results import BenchmarkResult, Check, GenerationRecord, ModelInfo, StepTrace
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import BenchmarkResult, Check, ModelInfo
 
 N_PROMPTS, N_TOKENS = 6, 8
 PROBES = [

@@ -10,8 +10,9 @@ import pytest
 from specalign.analysis.deploy import Wish, measured
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
-from specalign.probes import CallProbe, ForcedProbe, read_run
+from specalign.probes import CallProbe, ForcedProbe
 from specalign.reports.tables import table_cells
+from specalign.run_files import read_run
 
 Bench = Callable[..., list[str]]
 

@@ -10,8 +10,7 @@ import pytest
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import main, parse_run
 from specalign.errors import UserError
-from specalign.probes import PROBES_FILE, SCHEMAS
-from specalign.results import RECORDS_FILE, read_result, write_result
+from specalign.run_files import PROBES_FILE, RECORDS_FILE, SCHEMAS, read_result, write_result
 
 ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs" / "schemas"

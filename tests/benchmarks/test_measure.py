@@ -13,7 +13,8 @@ from specalign.analysis.sampled_tokens import sampler_tests
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import parse_run
 from specalign.decoding.verification import RULES, lenience
-from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, RunFiles, SampledProbe, read_run
+from specalign.probes import CallProbe, CopyProbe, ForcedProbe, ModelProbe, SampledProbe
+from specalign.run_files import RunFiles, read_run
 
 Bench = Callable[..., list[str]]
 

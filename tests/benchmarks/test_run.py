@@ -12,16 +12,9 @@ import pytest
 from specalign.benchmarks import runner
 from specalign.benchmarks.cli import main, parse_run
 from specalign.errors import UserError, run_cli
-from specalign.results import (
-    RECORDS_FILE,
-    GenerationRecord,
-    SummaryRow,
-    read_records,
-    read_result,
-    record_key,
-    record_line,
-    write_result,
-)
+from specalign.records import GenerationRecord, record_key
+from specalign.results import SummaryRow
+from specalign.run_files import RECORDS_FILE, read_records, read_result, record_line, write_result
 
 Bench = Callable[..., list[str]]
 METHODS = ("target", "prompt_lookup", "copy", "small")

@@ -10,8 +10,7 @@ import pytest
 from specalign import folders
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
-from specalign.probes import PROBES_FILE
-from specalign.results import RECORDS_FILE
+from specalign.run_files import PROBES_FILE, RECORDS_FILE
 
 Bench = Callable[..., list[str]]
 

@@ -14,7 +14,7 @@ from specalign.benchmarks.runtime import resolve_runtime, rounded_up
 from specalign.errors import UserError
 from specalign.models.packing import can_pack
 from specalign.models.tiny import make_model
-from specalign.results import RECORDS_FILE, read_records, read_result
+from specalign.run_files import RECORDS_FILE, read_records, read_result
 
 Bench = Callable[..., list[str]]
 FEW = ["--decoding.temperatures", "0", "--data.limit", "2"]

@@ -8,7 +8,7 @@ import pytest
 
 from specalign.benchmarks.cli import parse_run
 from specalign.benchmarks.runner import run
-from specalign.results import RECORDS_FILE, read_records
+from specalign.run_files import RECORDS_FILE, read_records
 from specalign.training.cli import configs
 from specalign.training.session import train_all
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from specalign.results import GenerationRecord, StepTrace
+from specalign.records import GenerationRecord, StepTrace
 
 
 @pytest.fixture(scope="session")

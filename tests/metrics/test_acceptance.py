@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from specalign.metrics import acceptance
-from specalign.results import StepTrace
+from specalign.records import StepTrace
 
 Trace = Callable[..., StepTrace]
 

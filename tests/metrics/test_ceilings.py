@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from specalign.metrics.ceilings import flop_ratio, least_seconds, memory_bound_speedup
-from specalign.results import StepTrace
+from specalign.records import StepTrace
 
 Trace = Callable[..., StepTrace]
 

@@ -10,7 +10,7 @@ from specalign.metrics.convert import (
     foreign_figures,
     tau_from_acceptance_length,
 )
-from specalign.results import StepTrace
+from specalign.records import StepTrace
 
 Trace = Callable[..., StepTrace]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from specalign.metrics import acceptance
 from specalign.metrics.counters import counted_figures, in_our_terms, n_examined, survival, total
-from specalign.results import DraftCounts, GenerationRecord, StepTrace
+from specalign.records import DraftCounts, GenerationRecord, StepTrace
 
 GAMMA = 3
 ACCEPTED = [2, 0, 3, 1, 0]

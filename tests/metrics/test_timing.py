@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from specalign.metrics.timing import latency_percentiles_ms, median_step_s, step_costs_by_draft, time_split
-from specalign.results import GenerationRecord, StepTrace
+from specalign.records import GenerationRecord, StepTrace
 
 Trace = Callable[..., StepTrace]
 Record = Callable[..., GenerationRecord]

@@ -11,20 +11,9 @@ import pytest
 
 from specalign.files import file_sha256, write_text
 from specalign.metrics import METRICS_VERSION
-from specalign.results import (
-    RECORDS_FILE,
-    BenchmarkResult,
-    Check,
-    GenerationRecord,
-    Interval,
-    ModelInfo,
-    Rouge,
-    StepTrace,
-    SummaryRow,
-    TimeSplit,
-    record_line,
-    write_result,
-)
+from specalign.records import GenerationRecord, StepTrace
+from specalign.results import BenchmarkResult, Check, Interval, ModelInfo, Rouge, SummaryRow, TimeSplit
+from specalign.run_files import RECORDS_FILE, record_line, write_result
 
 ACCEPTANCE = {
     "prompt_lookup": 0.12,

@@ -12,7 +12,7 @@ import pytest
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
 from specalign.reports.index import index_text
-from specalign.results import RECORDS_FILE, read_records
+from specalign.run_files import RECORDS_FILE, read_records
 
 REPORTS = Path(__file__).parents[2] / "reports"
 

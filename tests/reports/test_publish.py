@@ -12,10 +12,9 @@ import pytest
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
 from specalign.files import file_sha256, stored
-from specalign.probes import PROBES_FILE, read_run
 from specalign.reports.index import PUBLISHED
 from specalign.reports.publish import FILES, published_name
-from specalign.results import RECORDS_FILE, RESULT_FILE, read_result, write_result
+from specalign.run_files import PROBES_FILE, RECORDS_FILE, RESULT_FILE, read_result, read_run, write_result
 
 REPORTS = Path(__file__).parents[2] / "reports"
 RUN = REPORTS / "2026-11-25_engine-own_cpu-2core"

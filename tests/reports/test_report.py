@@ -17,16 +17,8 @@ from specalign.errors import UserError
 from specalign.reports import build_report, compare_runs, result_table
 from specalign.reports.export import write_csv, write_svg
 from specalign.reports.tables import escape
-from specalign.results import (
-    RECORDS_FILE,
-    Check,
-    Interval,
-    ModelInfo,
-    SummaryRow,
-    read_records,
-    read_result,
-    record_line,
-)
+from specalign.results import Check, Interval, ModelInfo, SummaryRow
+from specalign.run_files import RECORDS_FILE, read_records, read_result, record_line
 from specalign.text import plain
 
 ROOT = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from specalign.errors import UserError
-from specalign.results import DraftCounts
+from specalign.records import DraftCounts
 from specalign.serving.client import Request, complete, connect, difference, read_counts, settled_counts
 from specalign.serving.load import measure_load
 from specalign.serving.server import require_vllm, serving

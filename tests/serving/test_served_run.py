@@ -13,8 +13,8 @@ from specalign.benchmarks import served
 from specalign.benchmarks.cli import main, parse_run
 from specalign.benchmarks.served import run_served
 from specalign.errors import UserError
-from specalign.probes import read_run
 from specalign.results import BenchmarkResult, SummaryRow
+from specalign.run_files import read_run
 from specalign.serving.environment import PYTHON_VARIABLE
 from tests.serving.fake_vllm import Fake
 

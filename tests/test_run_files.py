@@ -11,19 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from specalign.errors import UserError
-from specalign.results import (
-    SCHEMA_VERSION,
-    BenchmarkResult,
-    GenerationRecord,
-    Interval,
-    ModelInfo,
-    StepTrace,
-    read_records,
-    read_result,
-    record_line,
-    result_schema,
-    write_result,
-)
+from specalign.records import SCHEMA_VERSION, GenerationRecord, StepTrace
+from specalign.results import BenchmarkResult, Interval, ModelInfo
+from specalign.run_files import SCHEMAS, read_records, read_result, record_line, write_result
 
 STEPS = StepTrace([2, 1], [2, 1], [1, 1], [2, 2], [[0.5, 0.25], [1.0]], [0.1, 0.1], [0.2, 0.2], [0.0, 0.0])
 RECORD = GenerationRecord(
@@ -62,7 +52,7 @@ def test_a_damaged_field_is_named(tmp_path: Path) -> None:
 def test_result_reads_back_and_fits_its_published_schema(tmp_path: Path) -> None:
     write_result(tmp_path, RESULT)
     assert read_result(tmp_path) == RESULT
-    jsonschema.validate(json.loads((tmp_path / "result.json").read_text()), result_schema())
+    jsonschema.validate(json.loads((tmp_path / "result.json").read_text()), SCHEMAS["result"]())
 
 
 def test_unknown_field_and_missing_file_are_refused(tmp_path: Path) -> None:
