@@ -68,6 +68,8 @@ def run_cli(program: str, main: Callable[[], None]) -> int:
     except BrokenPipeError:  # `| head` closed our output: not an error, but Python would report it at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except RecursionError as error:  # of a parser: no code of ours calls itself for each thing that it reads
+        return _fail(program, f"something that was read is nested too deep ({error})")
     except OSError as error:
         if error.errno in UNWRITABLE:
             return _fail(program, f"cannot write {error.filename or 'the output'}: {error.strerror}")

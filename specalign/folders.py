@@ -22,6 +22,32 @@ OURS = ".specalign"
 FILES, LOCK, HOLDER = f"{OURS}/files", f"{OURS}/lock", f"{OURS}/holder.json"
 DEPTH = 5
 """Folders between a run's own and the deepest file in it."""
+LONGEST_NAME = 255
+"""Bytes of one name in a path, on the file systems of today."""
+
+
+def require_usable(folder: Path) -> None:
+    """Raise UserError, or what the system says, where no run can be written into ``folder``, be it there or not."""
+    long = next((name for name in folder.parts if len(os.fsencode(name)) > LONGEST_NAME), None)
+    if long is not None:
+        raise UserError(
+            f"--output: the name {long[:40]!r}... is longer than {LONGEST_NAME} bytes; choose a shorter one"
+        )
+    place = folder
+    while not _is_there(place):
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{place} is not a folder; choose another --output")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{place} is not a folder that you may write into; choose another --output")
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 @contextmanager
@@ -30,8 +56,7 @@ def hold(folder: Path, program: str) -> Iterator[None]:
 
     Raises UserError, with who holds it, where another command does. Where no run begins, no trace is left.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; choose another --output")
+    require_usable(folder)
     if any((folder / name).is_symlink() for name in (OURS, FILES, LOCK, HOLDER)):
         raise UserError(
             f"{folder / OURS} holds links: nothing is written through them; choose another --output"

@@ -22,10 +22,13 @@ MANY = 2**53
 LONGEST = 2**20
 """Tokens."""
 LONGEST_DRAFT = 128
+MOST_AT_ONCE = 2**16
+"""Of what is held or made at a time: prompts of a batch, requests in flight, repeats of a measurement."""
 
 Count = Annotated[int, Interval(ge=1, le=MANY), arg(metavar="INT>=1")]
 CountOrZero = Annotated[int, Interval(ge=0, le=MANY), arg(metavar="INT>=0")]
-Counts = Annotated[tuple[Count, ...], arg(metavar="[INT>=1 ...]")]
+Batch = Annotated[int, Interval(ge=1, le=MOST_AT_ONCE), arg(metavar="1..65536")]
+Batches = Annotated[tuple[Batch, ...], arg(metavar="[1..65536 ...]")]
 Tokens = Annotated[int, Interval(ge=1, le=LONGEST), arg(metavar="1..1048576")]
 Layers = Annotated[tuple[CountOrZero, ...], arg(metavar="[INT>=0 ...]")]
 Gamma = Annotated[int, Interval(ge=1, le=LONGEST_DRAFT), arg(metavar="1..128")]

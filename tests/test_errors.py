@@ -1,6 +1,7 @@
 """One line and an exit code for a user's mistake; a traceback only for a defect of ours."""
 
 import errno
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -87,3 +88,9 @@ def test_unknown_name_guesses_and_lists_the_choices() -> None:
     message = str(unknown("objective", "forwrd_kl", ["tvd", "forward_kl"]))
     assert message == "unknown objective 'forwrd_kl'; did you mean 'forward_kl'? (choices: forward_kl, tvd)"
     assert "did you mean" not in str(unknown("objective", "zzz", ["tvd"]))
+
+
+def test_what_is_nested_too_deep_for_a_parser_is_a_user_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_cli("tool", lambda: json.loads("[" * 10**5)) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("tool: error: something that was read is nested too deep")

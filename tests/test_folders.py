@@ -144,3 +144,19 @@ def test_a_folder_in_which_nothing_was_done_is_not_left_behind(tmp_path: Path) -
     with pytest.raises(UserError, match="preflight"), folders.hold(tmp_path / "new", "tool"):
         raise UserError("preflight")
     assert not (tmp_path / "new").exists()
+
+
+def test_an_impossible_output_is_known_beforehand(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "missing")
+    for place, said in {
+        "file": "file is not a folder",
+        "file/below/it": "file is not a folder",
+        "nowhere/x": "nowhere is not a folder",
+        "n" * 300: "longer than 255 bytes",
+        f"new/{'é' * 200}": "longer than 255 bytes",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            folders.require_usable(tmp_path / place)
+    for place in ("", "new", "new/below", "n" * 255):
+        folders.require_usable(tmp_path / place)

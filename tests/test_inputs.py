@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
@@ -190,7 +192,7 @@ def test_ranges_are_shown_in_the_help(capsys: pytest.CaptureFixture[str]) -> Non
     shown = capsys.readouterr().out
     for text in (
         "--decoding.gammas 1..128 ...",
-        "--decoding.repeats INT>=1",
+        "--decoding.repeats 1..65536",
         "--seed 0..2^32-1",
         "--threads 0..4096",
     ):
@@ -198,13 +200,56 @@ def test_ranges_are_shown_in_the_help(capsys: pytest.CaptureFixture[str]) -> Non
 
 
 def test_names_are_those_of_the_tables() -> None:
+    from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+
     from specalign.benchmarks import config as bench
     from specalign.decoding import verification
-    from specalign.losses import LOSSES
+    from specalign.losses import LOSSES, hyper_parameters
     from specalign.training import recipe as training
 
     assert sorted(bench.RULES) == sorted(verification.RULES)
-    assert sorted(training.OBJECTIVES) == sorted(LOSSES)
+    assert {name: set(hyper.split()) for name, hyper in training.OBJECTIVES.items()} == {
+        name: set(hyper_parameters(name)) for name in LOSSES
+    }
+    assert {str(name) for name in LOGGER_TYPE_TO_CLASS} <= set(training.TRACKERS)
+
+
+EARLY = [
+    ("training", "--output {tmp}/file/below", "file is not a folder"),
+    ("training", "--output {tmp}/{long}", "longer than 255 bytes"),
+    ("training", "check --output {tmp}/{long}", "longer than 255 bytes"),
+    ("training", "--objective.weights jsd --objective.hyper betta=0.5", "did you mean 'beta'"),
+    ("training", "--method sft --objective.hyper beta=0.5", "unknown hyper-parameter of cross_entropy 'beta'"),
+    ("training", "--logging.trackers tensorbord", "did you mean 'tensorboard'"),
+    ("training", "--optimiser.batch 1000000000000000", "optimiser.batch must be at most 65536"),
+    ("benchmarks", "run --output {tmp}/file/below", "file is not a folder"),
+    ("benchmarks", "check --output {tmp}/{long}", "longer than 255 bytes"),
+    ("benchmarks", "run --decoding.repeats 1000000000000000", "decoding.repeats must be at most 65536"),
+    (
+        "benchmarks",
+        "run --engine vllm --concurrency 1000000000000000",
+        "engine.concurrency must be at most 65536",
+    ),
+]
+
+
+@pytest.mark.parametrize("package", ["training", "benchmarks"])
+def test_what_can_be_known_at_once_is_said_before_torch_is_imported(package: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    rows = [
+        (line.format(tmp=tmp_path, long="n" * 300).split(), said)
+        for name, line, said in EARLY
+        if name == package
+    ]
+    code = (
+        f"import sys\nfrom specalign.errors import run_cli\nfrom specalign.{package}.cli import main\n"
+        f"for words in {[words for words, _ in rows]!r}:\n    assert run_cli('x', lambda: main(words)) == 2\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+    for line, (_, said) in zip(done.stderr.splitlines(), rows, strict=True):
+        assert said in line
 
 
 def test_every_number_of_a_config_has_a_range() -> None:

@@ -26,6 +26,7 @@ from specalign.benchmarks.config import BenchConfig, check
 from specalign.benchmarks.engines import ENGINES
 from specalign.config import STRICT, flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
+from specalign.folders import require_usable
 from specalign.ranges import Above0, Device, Output
 from specalign.templates import prompt_text
 from specalign.terminal import say, show
@@ -153,6 +154,7 @@ def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
         default = replace(default, output=Path("reports") / (Path(suite).stem if suite else "run"))
     config = flags(command, _gather(_gather(arguments, "--drafter"), "--endpoint"), default)
     check(config)
+    require_usable(config.output)
     return replace(
         config, data=replace(config.data, prompt=prompt_text(config.data.prompt, config.data.source))
     )

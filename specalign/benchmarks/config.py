@@ -12,9 +12,9 @@ from specalign.config import STRICT, checked
 from specalign.errors import UserError, unknown
 from specalign.ranges import (
     Arguments,
-    Count,
+    Batch,
+    Batches,
     CountOrZero,
-    Counts,
     Device,
     Gammas,
     Output,
@@ -98,7 +98,7 @@ class DecodingConfig:
     the target is an encoder-decoder model or quantised), else eager."""
     max_new_tokens: Tokens = 64
     """Most new tokens of a generation."""
-    repeats: Count = 1
+    repeats: Batch = 1
     """Generations of each prompt by each method; from 2 on each method is compared with itself too (A/A)."""
     student_alone: bool = False
     """Let each drafter decode every prompt on its own too, to see its own quality."""
@@ -117,7 +117,7 @@ class EngineConfig:
     """More arguments of vllm serve, in one word: --engine-arguments="--enforce-eager"."""
     endpoint: Annotated[tuple[str, ...], arg(aliases=["--endpoint"])] = ()
     """Running vLLM servers, each as NAME=URL, the plain target's as target=URL; empty: servers are started."""
-    concurrency: Annotated[Counts, arg(aliases=["--concurrency"])] = ()
+    concurrency: Annotated[Batches, arg(aliases=["--concurrency"])] = ()
     """Requests at a time of a load test, such as 1 4 16, at the first temperature; empty: none."""
     __pydantic_config__ = STRICT
 

@@ -13,7 +13,7 @@ from specalign import folders
 from specalign.analysis.load_rows import load_rows
 from specalign.analysis.summary import summarise
 from specalign.analysis.verdict import trust_checks
-from specalign.benchmarks.config import BenchConfig, named_drafters
+from specalign.benchmarks.config import BenchConfig, check, named_drafters
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
 from specalign.chain import continued
@@ -70,6 +70,7 @@ def fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Bench
     holds another run, or another command writes into it. On Ctrl-C the result is written with status "interrupted"
     and the rows of what was made, and KeyboardInterrupt goes on.
     """
+    check(config)
     with folders.hold(config.output, "specalign-bench"):
         return _fill(config, begin)
 

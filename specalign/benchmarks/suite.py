@@ -207,7 +207,7 @@ def _training_facts(folder: Path) -> dict[str, Any]:
     path = folder / "provenance.json"
     try:
         written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         raise UserError(f"{path} is damaged: not JSON") from None
     facts = {key: written[key] for key in TRAINING_FACTS if key in written}
     return facts | {"weights_sha256": weights_sha256(folder)} if folder.is_dir() else facts

@@ -100,7 +100,7 @@ def load_checkpoint(
     try:
         position = Position(**json.loads((folder / "position.json").read_text(encoding="utf-8")))
         weights, state = load_file(folder / "model.safetensors"), load_file(folder / "state.safetensors")
-    except (OSError, ValueError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, SafetensorError) as error:
         older = [path for path in list_checkpoints(folder.parent.parent) if path < folder]
         advice = (
             f"delete that folder to go on from {older[-1].name}" if older else "start again with --overwrite"

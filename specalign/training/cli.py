@@ -11,7 +11,7 @@ from pathlib import Path
 
 from specalign.config import flag_value, parse_flags
 from specalign.errors import UserError, run_cli, unknown
-from specalign.folders import removable
+from specalign.folders import removable, require_usable
 from specalign.terminal import say
 from specalign.training.config import TrainConfig
 from specalign.training.recipe import check, completed, resolve, with_prompt
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     if words and words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:])
         return
-    found = configs(words)
+    found = _writable(configs(words))
     from specalign.training.session import train_all
 
     train_all(found)
@@ -61,6 +61,13 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
             removable(config.output, {"--recipe": recipe})
         _require_shared(found[0], config)
     return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
+
+
+def _writable(found: list[TrainConfig]) -> list[TrainConfig]:
+    """Raises UserError where an output folder cannot be one, before torch is imported."""
+    for config in found:
+        require_usable(config.output)
+    return found
 
 
 def _require_shared(first: TrainConfig, config: TrainConfig) -> None:
@@ -119,7 +126,7 @@ def plan(words: Sequence[str]) -> None:
 
 def check_first(words: Sequence[str]) -> None:
     """Check what a run would need, without loading a weight."""
-    found = configs(words)
+    found = _writable(configs(words))
     from transformers.utils.logging import set_verbosity_error
 
     from specalign.preflight import report

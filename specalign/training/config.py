@@ -18,6 +18,7 @@ from specalign.errors import UserError
 from specalign.ranges import (
     Above0,
     Arguments,
+    Batch,
     Count,
     CountOrZero,
     Device,
@@ -128,7 +129,7 @@ class RolloutConfig:
     """On-policy: short branches off prefixes of a teacher response, or whole responses; none: as the method says."""
     k_max: Tokens = 4
     """branches: their length is drawn from 1..k_max tokens, once a step."""
-    branches: Count = 8
+    branches: Batch = 8
     """branches: number of them off each prompt's response; they share its forward pass."""
     trunk: Literal["teacher", "ground_truth"] = "teacher"
     """branches: responses whose prefixes they start from."""
@@ -140,7 +141,7 @@ class RolloutConfig:
     """Sampling temperature of the teacher's responses; 0: greedy."""
     packed: bool = True
     """Share one forward pass among a prompt's branches where model and attention allow it."""
-    batch: Count = 32
+    batch: Batch = 32
     """Prompts that are generated for at a time."""
     __pydantic_config__ = STRICT
 
@@ -212,9 +213,9 @@ class OptimiserConfig:
     """Decay of the squared gradient's mean."""
     max_grad_norm: NotNegative = 1.0
     """Gradient norm above which gradients are scaled down; 0: never."""
-    batch: Count = 4
+    batch: Batch = 4
     """Prompts of one forward and backward pass, on each process."""
-    accumulation: Count = 1
+    accumulation: Batch = 1
     """Passes of one optimiser step; weighted by tokens, they equal one big batch."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third slower."""

@@ -67,10 +67,11 @@ def claim(config: TrainConfig, stamp: Mapping[str, Any]) -> None:
 def read_provenance(run: Path) -> dict[str, Any]:
     """provenance.json of a run; empty where there is none yet."""
     try:
-        return json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+        found = json.loads((run / PROVENANCE).read_text(encoding="utf-8"))
+        return dict(found.items())
     except FileNotFoundError:
         return {}
-    except ValueError as error:
+    except (ValueError, AttributeError, RecursionError) as error:  # not JSON, no table, or nested too deep
         raise UserError(f"{run / PROVENANCE} is damaged ({error}); use --overwrite to start again") from None
 
 
@@ -104,8 +105,11 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     path = run / LOG
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error})") from None
 
 
 def rewind_log(run: Path, step: int) -> None:

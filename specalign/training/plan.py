@@ -128,7 +128,7 @@ def _model_config(name: str, config: TrainConfig) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(
             resolve_model(name), trust_remote_code=config.teacher.trust_remote_code
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the config of model {name!r}: {str(error).splitlines()[0]}") from None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +15,7 @@ from specalign.training.config import (
     UNTRAINED,
     BudgetConfig,
     EngineConfig,
+    ObjectiveConfig,
     OptimiserConfig,
     StudentConfig,
     TrainConfig,
@@ -50,20 +52,28 @@ OTHERWISE: dict[str, Any] = {
 }
 """What stays open after that."""
 
-OBJECTIVES = (
-    "cross_entropy",
-    "forward_kl",
-    "reverse_kl",
-    "jsd",
-    "tvd",
-    "skew_forward_kl",
-    "skew_reverse_kl",
-    "lk_alpha",
-    "lk_hybrid",
-    "accepted_length",
-    "rank_order",
-)
-"""Names of ``specalign.losses.LOSSES``, known before torch is imported."""
+OBJECTIVES = {
+    "cross_entropy": "",
+    "forward_kl": "temperature",
+    "reverse_kl": "temperature",
+    "jsd": "beta temperature",
+    "tvd": "temperature",
+    "skew_forward_kl": "skew temperature",
+    "skew_reverse_kl": "skew temperature",
+    "lk_alpha": "temperature",
+    "lk_hybrid": "eta temperature",
+    "accepted_length": "gamma temperature",
+    "rank_order": ("top_k weight_power rest n_negatives ranking pairwise margin tau calibration anchor"),
+}
+"""Names of ``specalign.losses.LOSSES`` -> those of their hyper-parameters, known before torch is imported."""
+TRACKERS = {
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    **{
+        name: (name,)
+        for name in ("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab", "trackio", "wandb")
+    },
+}
+"""Trackers of accelerate's -> the packages of which one must be there."""
 
 
 def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -> TrainConfig:
@@ -151,18 +161,11 @@ def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:
 def check(config: TrainConfig) -> None:
     """Raise UserError for values out of their ranges, and for those that do not go together."""
     checked(config)
-    for name, weight in config.objective.weights.items():
-        if name not in OBJECTIVES:
-            raise unknown("objective", name, OBJECTIVES)
-        if weight < 0:
-            raise UserError(f"objective.weights.{name} must be at least 0, not {weight:g}")
+    _check_objective(config.objective)
+    _check_trackers(config.logging.trackers)
     _check_optimiser(config.optimiser)
     if config.result.metric == "probe_tau" and not config.logging.probe_prompts:
         raise UserError("result.metric = probe_tau needs logging.probe_prompts")
-    if config.logging.trackers:
-        from specalign.training.tracking import require_trackers
-
-        require_trackers(config.logging.trackers)
     if config.engine.name == "own" and replace(config.engine, name="vllm") != EngineConfig("vllm"):
         raise UserError(
             "engine.python, engine.arguments and engine.endpoint are for engine.name = vllm: set that too"
@@ -176,6 +179,31 @@ def check(config: TrainConfig) -> None:
         raise UserError("teacher.reuse_on_disk says where teacher.reuse_states keeps them: set that too")
     if config.method == "aligned" and config.student.model:
         raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")
+
+
+def _check_objective(objective: ObjectiveConfig) -> None:
+    """Names and weights; what values a hyper-parameter takes, its loss knows."""
+    known: set[str] = set()
+    for name, weight in objective.weights.items():
+        if name not in OBJECTIVES:
+            raise unknown("objective", name, OBJECTIVES)
+        if weight < 0:
+            raise UserError(f"objective.weights.{name} must be at least 0, not {weight:g}")
+        known |= set(OBJECTIVES[name].split())
+    for name in objective.hyper:
+        if objective.weights and name not in known:
+            raise unknown(f"hyper-parameter of {' + '.join(objective.weights)}", name, known)
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    for name in names:
+        if name not in TRACKERS:
+            raise unknown("logging.trackers entry", name, TRACKERS)
+        if not any(find_spec(package) for package in TRACKERS[name]):
+            extra = " or specalign[train]" if name == "tensorboard" else ""
+            raise UserError(
+                f"logging.trackers: the package of {name!r} is not installed (pip install {name}{extra})"
+            )
 
 
 def _check_optimiser(optimiser: OptimiserConfig) -> None:

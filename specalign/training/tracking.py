@@ -6,27 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from specalign.config import flat
-from specalign.errors import UserError, unknown
 from specalign.folders import list_written
 
 PROJECT = "specalign"
-
-
-def require_trackers(names: Sequence[str]) -> None:
-    """Raise UserError for a tracker that accelerate does not know, or whose package is missing."""
-    known = sorted(map(str, LOGGER_TYPE_TO_CLASS))
-    available = set(map(str, get_available_trackers()))
-    for name in names:
-        if name not in known:
-            raise unknown("logging.trackers entry", name, known)
-        if name not in available:
-            extra = " or specalign[train]" if name == "tensorboard" else ""
-            raise UserError(
-                f"logging.trackers: the package of {name!r} is not installed (pip install {name}{extra})"
-            )
 
 
 class Trackers:

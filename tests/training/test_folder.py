@@ -10,6 +10,7 @@ import pytest
 from specalign import folders
 from specalign.config import write_config
 from specalign.errors import UserError, run_cli
+from specalign.training import folder
 from specalign.training.cli import main
 from specalign.training.config import TrainConfig
 from specalign.training.session import train_all
@@ -76,3 +77,12 @@ def test_a_second_command_in_the_same_folder_is_refused(tiny: Tiny) -> None:
     with folders.hold(config.output, "specalign-train"), pytest.raises(UserError, match=taken):
         train_all([config])
     assert not Path(config.output).exists()
+
+
+@pytest.mark.parametrize("content", ["[" * 10**5, "[]", "{", "\xff"])
+def test_damaged_files_of_a_run_are_named(content: str, tmp_path: Path) -> None:
+    for name, read in ((folder.PROVENANCE, folder.read_provenance), (folder.LOG, folder.read_log)):
+        (tmp_path / name).write_text(content + "\n", encoding="latin1")
+        if (name, content) != (folder.LOG, "[]"):
+            with pytest.raises(UserError, match=rf"{name} is damaged"):
+                read(tmp_path)
