@@ -28,6 +28,7 @@ DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plai
   specalign-train check --recipe training/gkd.toml      models, data and memory, without loading a weight
   specalign-train plan --recipe training/gkd.toml       parameters, memory and arithmetic, without training;
                                                         --memory-gib 24 --tflops 60 describe another machine
+  specalign-train export RUN --output DIR               as engines serve it: the target's rows, none untrained wins
 
 An interrupted run goes on from its last checkpoint when the same command is given again."""
 
@@ -136,7 +137,19 @@ def check_first(words: Sequence[str]) -> None:
     report(f"{PROGRAM}: before training", findings(found, data=True))
 
 
-COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {"plot": plot, "plan": plan, "check": check_first}
+def export(words: Sequence[str]) -> None:
+    """Write a drafter as serving engines draft with it."""
+    from specalign.training.export import main as export_main
+
+    export_main(words)
+
+
+COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
+    "plot": plot,
+    "plan": plan,
+    "check": check_first,
+    "export": export,
+}
 
 
 def entry() -> None:

@@ -1,0 +1,96 @@
+"""specalign-train export: what engines can serve comes out, nothing else is touched, and mistakes are one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from specalign.errors import UserError
+from specalign.models.load import load_model
+from specalign.models.vocabulary import load_draft_vocabulary
+from specalign.training.cli import main
+from specalign.training.config import TrainConfig
+from specalign.training.session import train_all
+
+Tiny = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def leaning(teacher_folder: Path, tmp_path: Path) -> Path:
+    """The tiny teacher with a direction that its final states have in common, as those of trained models do."""
+    folder = tmp_path / "leaning"
+    shutil.copytree(teacher_folder, folder)
+    model = LlamaForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        next(model.get_input_embeddings().parameters())[:, 0] += 8
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def student(tiny: Tiny, leaning: Path) -> Path:
+    """A slice with 20 of 64 rows."""
+    config = tiny("untrained", teacher={"model": str(leaning)}, student={"n_layers": 2, "draft_vocabulary": 20})
+    train_all([config])
+    return config.output
+
+
+def test_a_trimmed_drafter_is_exported_with_a_head_that_drafts_alike(
+    student: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in student.rglob("*") if path.is_file()}
+    main(["export", str(student), "--output", str(tmp_path / "served"), "--prompts", "6"])
+    assert {path: path.read_bytes() for path in student.rglob("*") if path.is_file()} == before
+    assert "44 untrained ones cannot win" in capsys.readouterr().out
+    served, trimmed = (load_model(str(folder)) for folder in (tmp_path / "served", student))
+    kept = load_draft_vocabulary(student)
+    assert kept is not None
+    assert load_draft_vocabulary(tmp_path / "served") is None
+    ids = torch.tensor([[5, 9, 31, 7, 12]])
+    with torch.inference_mode():
+        ours, theirs = (model(input_ids=ids).logits for model in (served, trimmed))
+    assert torch.equal(kept[theirs[..., kept].argmax(-1)], ours.argmax(-1))
+    assert AutoTokenizer.from_pretrained(tmp_path / "served").vocab_size == 63
+    facts = json.loads((tmp_path / "served" / "provenance.json").read_text())
+    assert facts["method"] == "untrained"
+    assert facts["exported"]["n_rows"] == 44
+    assert facts["exported"]["largest_mass"] < 1e-3
+
+
+def test_rows_are_padded_to_the_targets_width(student: Path, leaning: Path, tmp_path: Path) -> None:
+    """As vLLM wants it of Qwen2.5-0.5B (151,936 rows) under Qwen2.5-7B (152,064)."""
+    wide = tmp_path / "wide"
+    shutil.copytree(leaning, wide)
+    model = LlamaForCausalLM.from_pretrained(wide)
+    model.resize_token_embeddings(72, mean_resizing=False)
+    model.save_pretrained(wide)
+    main(
+        ["export", str(student), "--target", str(wide), "--output", str(tmp_path / "served"), "--prompts", "6"]
+    )
+    served = AutoModelForCausalLM.from_pretrained(tmp_path / "served")
+    assert served.config.vocab_size == served.lm_head.out_features == 72
+
+
+def test_exports_that_need_none_or_cannot_be_are_one_line(
+    student: Path, leaning: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    for words, told in (
+        ([str(leaning), "--target", str(leaning), "--output", out], "needs no export"),
+        ([str(leaning), "--output", out], "--target"),
+        ([str(student), "--output", str(student)], "not empty"),
+        ([str(student), "--output", out, "--prompts", "1"], "2"),
+        ([str(student), "--output", out, "--promts", "8"], "promts"),
+        ([str(student)], "--output"),
+        (["nowhere", "--output", out], "nowhere"),
+    ):
+        with pytest.raises(UserError, match=told) as error:
+            main(["export", *words])
+        assert "\n" not in str(error.value)
+        assert not Path(out).exists() or not any(Path(out).iterdir())
