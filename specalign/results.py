@@ -212,6 +212,8 @@ class ModelInfo:
     """Budget and provenance of a drafter of ours (trained tokens, seconds, seed, checkpoint hash)."""
     n_multiplied: int = 0
     """Parameters that every token is multiplied with: all but embeddings that are no head; 0: not recorded."""
+    n_rows: int = 0
+    """Rows of its head as it is stored, padded ones included; 0: not recorded."""
     __pydantic_config__ = _STRICT
 
 

@@ -12,7 +12,7 @@ from specalign.analysis.decision import standing
 from specalign.analysis.renew import OUTDATED
 from specalign.errors import UserError, unknown
 from specalign.metrics import METRICS_VERSION
-from specalign.results import BenchmarkResult, Interval
+from specalign.results import BenchmarkResult, Interval, ModelInfo
 
 LOOKUP_NGRAM = 3
 """Longest n-gram of vLLM's prompt lookup: that of ours (`specalign.decoding.PromptLookup`)."""
@@ -153,13 +153,24 @@ def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:
     if info is not None and info.draft_vocabulary is not None:
         lines.append(
             f"# Measured with a head trimmed to {info.draft_vocabulary} rows; vLLM drafts with the full head, which "
-            "takes longer: measure it there (run --engine vllm) before you rely on it."
+            "takes longer and may draft what was never trained: export it first (below), and measure it there "
+            "(run --engine vllm) before you rely on it."
         )
+    if info is not None and _other_width(info, result.target):
+        rows = f"{info.n_rows:,} rows under a target of {result.target.n_rows:,}"
+        lines.append(f"# vLLM refuses a drafter of {rows}: export it first (below).")
+    if info is not None and (info.draft_vocabulary is not None or _other_width(info, result.target)):
+        words = ["specalign-train", "export", info.source, "--target", result.target.source, "--output"]
+        lines.append("# " + shlex.join([*words, info.source.rstrip("/") + "-served"]))
     if result.metrics_version != METRICS_VERSION:
         lines.append(f"# {OUTDATED}")
     if result.status != "complete":
         lines.append(f"# The run is {result.status}, not complete.")
     return lines
+
+
+def _other_width(info: ModelInfo, target: ModelInfo) -> bool:
+    return 0 < info.n_rows != target.n_rows > 0
 
 
 def _kind(result: BenchmarkResult, method: str) -> str:

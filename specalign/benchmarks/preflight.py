@@ -89,6 +89,7 @@ def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: O
         (f"{name}: same kind", lambda: models.check_same_kind(drafter(), target())),
         (f"{name}: same token ids", same_ids),
         (f"{name}: vocabulary", lambda: models.check_width(drafter())),
+        (f"{name}: served elsewhere", lambda: models.check_served(drafter(), target())),
         (f"{name}: padding", lambda: models.check_padding(drafter(), target())),
         (f"{name}: chat template", lambda: models.check_same_template(drafter(), target())),
         (f"{name}: attention", attention),

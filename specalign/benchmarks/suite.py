@@ -176,6 +176,7 @@ def _model_info(name: str, source: str, model: PreTrainedModel) -> ModelInfo:
         len(decoder_layers(model)),
         weights - looked_up * embedding.element_size(),
         n_multiplied=model.num_parameters() - looked_up,
+        n_rows=head_of(model).width,
     )
 
 
@@ -196,6 +197,7 @@ def _drafter_info(name: str, path: str, model: PreTrainedModel, vocabulary: torc
         draft_vocabulary=None if vocabulary is None else len(vocabulary),
         training=training,
         n_multiplied=info.n_multiplied - spared,
+        n_rows=info.n_rows,
     )
 
 

@@ -143,6 +143,16 @@ def check_width(model: Outline) -> str:
     )
 
 
+def check_served(student: Outline, teacher: Outline) -> str | Caution:
+    """Other engines want a drafter's head to be as wide as its target's; ours compares the ids that both have."""
+    if student.width != teacher.width:
+        return Caution(
+            f"{student.width:,} rows, the target's head has {teacher.width:,}: harmless here, but vLLM refuses such a "
+            "drafter; specalign-train export gives it the target's rows"
+        )
+    return f"{teacher.width:,} rows, as the target"
+
+
 def check_padding(student: Outline, teacher: Outline) -> str | Caution:
     """Rows are masked here, so padding never counts; other software may need it to agree."""
     ours, theirs = student.tokenizer.pad_token_id, teacher.tokenizer.pad_token_id

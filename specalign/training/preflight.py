@@ -79,6 +79,7 @@ def _student_checks(config: TrainConfig, teacher: Load) -> list[Check]:
         ("same kind", lambda: models.check_same_kind(student(), teacher())),
         ("same token ids", lambda: models.check_same_ids(student(), teacher())),
         ("student's vocabulary", lambda: models.check_width(student())),
+        ("served elsewhere", lambda: models.check_served(student(), teacher())),
         ("padding", lambda: models.check_padding(student(), teacher())),
         ("chat template", lambda: models.check_same_template(student(), teacher())),
         ("student's context", lambda: models.check_context(student(), "student", _needed(config), ASKS)),

@@ -63,6 +63,31 @@ def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:
     lines = deploy_lines(result(row("gkd", 4, 1.5), row("sft", 2, 1.4)), Wish("sft"))
     assert json.loads(served(lines)[-1])["model"] == "runs/sft"
     assert any("trimmed to 8 rows" in line for line in lines)
+    assert exports(lines) == [
+        "specalign-train", "export", "runs/sft", "--target", "models/the target", "--output", "runs/sft-served"
+    ]  # fmt: skip
+
+
+def exports(lines: list[str]) -> list[str]:
+    """The words of the export that is advised; none where none is."""
+    found = [line.removeprefix("# ") for line in lines if line.startswith("# specalign-train export")]
+    return shlex.split(found[0]) if found else []
+
+
+def test_a_drafter_of_another_width_is_to_be_exported_first() -> None:
+    """Qwen2.5-0.5B under Qwen2.5-7B."""
+    run = result(
+        row("gkd", 4, 1.5),
+        target=ModelInfo("target", "big", 10, 2, 40, n_rows=152_064),
+        drafters=[ModelInfo("gkd", "small", 5, 1, 20, n_rows=151_936)],
+    )
+    lines = deploy_lines(run, Wish())
+    assert any("refuses a drafter of 151,936 rows under a target of 152,064" in line for line in lines)
+    assert exports(lines)[2:5] == ["small", "--target", "big"]
+    same = replace(run, drafters=[replace(run.drafters[0], n_rows=152_064)])
+    assert not exports(deploy_lines(same, Wish()))
+    unrecorded = replace(run, drafters=[replace(run.drafters[0], n_rows=0)])
+    assert not exports(deploy_lines(unrecorded, Wish()))
 
 
 def test_prompt_lookup_is_vllms_ngram_method() -> None:

@@ -149,6 +149,13 @@ def test_the_generation_config_wins_over_the_config(made: Any) -> None:
     assert found == "texts end with 1 '</s>', 4 'c'; references with 4 'c'"
 
 
+def test_heads_of_other_widths_are_noted(made: Any) -> None:
+    student, same = made(LlamaConfig(**SIZES)), made(LlamaConfig(**SIZES))
+    assert preflight.check_served(student, same) == f"{student.width:,} rows, as the target"
+    wider = made(LlamaConfig(**SIZES | {"vocab_size": SIZES["vocab_size"] + 8}))
+    assert "specalign-train export" in caution(preflight.check_served(student, wider))
+
+
 def test_padding_and_templates_that_differ_are_noted(made: Any) -> None:
     teacher = made(LlamaConfig(**SIZES), template="{{ messages }}")
     student = made(LlamaConfig(**SIZES))
