@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import PreTrainedModel
 
 from specalign.errors import UserError
 from specalign.models.heads import Head, head_of, hidden_states
-from specalign.models.regression import Samples, accumulate, solve
 
 MASS = 1e-3
-"""Most probability that all blocked rows together may have, at any state."""
-SAFETY = 100.0
-"""The rows are made for this many times less."""
-RIDGE = 1e-6
+"""Most probability that all blocked rows together may have."""
+MARGIN = 20.0
+"""Logits below what ``MASS`` asks for, at the states that make the row: it meets others."""
+RIDGE = 1e-3
+STEPS = 200
 NEVER = -1e4
 """Bias of a blocked row, where a head has biases; float16 holds it."""
 
@@ -34,8 +35,10 @@ class Blocked:
     """How far down the rows that must not win are, on states that did not make them."""
 
     n_rows: int
+    mean_mass: float
+    """Their probability together, mean over the states."""
     largest_mass: float
-    """Their probability together at the worst state."""
+    """The same at the worst state."""
     n_states: int
 
 
@@ -51,12 +54,12 @@ def block(model: PreTrainedModel, width: int, kept: Tensor | None, states: Tenso
     """Give ``model`` heads and embeddings of ``width`` rows, those of :func:`is_blocked` never winning; returns which.
 
     ``states`` [n, d] are final hidden states of a decoder-only model, such as the rows meet when they draft. A head
-    with biases gets zero rows and a bias of -1e4. Else every blocked row is c w, with w the ridge solution of
-    h'w = -1 over the states: a direction along which all of them lie on one side, as the final norm keeps their length
-    (the negative mean is nearly it). c is the least for which, at every state, the rows' logits leave them a mass of
-    ``MASS / SAFETY``:
+    with biases gets zero rows and a bias of -1e4. Else all n blocked rows are one row w that loses at every state,
 
-        c = max_h (log n + log(SAFETY / MASS) - logsumexp of the trained logits) / -h'w.
+        h'w <= logsumexp of the trained logits - log n + log MASS - MARGIN:
+
+    the minimum of the mean softplus of what is missing and of a ridge, a convex problem. There is such a row since the
+    final states of a trained model lie on one side, their mean being long beside what moves them.
 
     The head is untied from the embedding where a blocked row is an input's too. Raises UserError where the states do
     not lie on one side.
@@ -72,29 +75,40 @@ def block(model: PreTrainedModel, width: int, kept: Tensor | None, states: Tenso
     return blocked
 
 
-@torch.no_grad()
 def _row(head: Head, blocked: Tensor, states: Tensor) -> Tensor:
-    """c w in float32; no row at all is zero."""
+    """w in float32; no row at all is zero. Raises UserError where the states do not lie on one side."""
     if not blocked.any():
         return torch.zeros(head.weight.shape[1])
+    trained = _cut(head, (~blocked[: head.width]).nonzero()[:, 0])
+    with torch.no_grad():
+        floor = torch.cat([trained(part.to(head.weight)).double().logsumexp(-1) for part in states.split(256)])
+    highest = _uncapped(head, floor - math.log(float(blocked.sum())) + math.log(MASS))
     inputs = states.double() * head.scale
-    ones = torch.ones(len(inputs), 1, dtype=torch.float64)
-    sums = accumulate(None, Samples(inputs, 0 * ones, 0 * ones, -ones, ones), directions=False)
-    direction = solve(sums, RIDGE)[:, 0]
-    depth = -(inputs @ direction)
-    if float(depth.min()) <= 0:
-        share = float((depth <= 0).double().mean())
+    row = _below(inputs, highest - MARGIN)
+    above = float((inputs @ row > highest).double().mean())
+    if above:
         raise UserError(
-            f"no row loses at every state of this model ({share:.1%} lie on the other side): train with its full head "
-            "(student.draft_vocabulary = 0)"
+            f"no row loses at every state of this model (it keeps a mass above {MASS:g} at {above:.1%} of them): train "
+            "with its full head (student.draft_vocabulary = 0)"
         )
-    trained = (~blocked[: head.width]).nonzero()[:, 0]
-    floor = torch.cat(
-        [_cut(head, trained)(part.to(head.weight)).double().logsumexp(-1) for part in states.split(256)]
-    )
-    wanted = math.log(float(blocked.sum())) + math.log(SAFETY / MASS) - floor
-    level = float((_uncapped(head, wanted) / depth).max())
-    return (max(level, 0.0) * direction).float()
+    return row.float()
+
+
+def _below(inputs: Tensor, wanted: Tensor) -> Tensor:
+    """w [d] for which inputs [n, d] @ w lies below wanted [n] wherever it can."""
+    row = torch.zeros(inputs.shape[1], dtype=torch.float64, requires_grad=True)
+    ridge = RIDGE * float(inputs.square().mean())
+    optimiser = torch.optim.LBFGS([row], max_iter=STEPS, line_search_fn="strong_wolfe")
+
+    def missing() -> Tensor:
+        optimiser.zero_grad()
+        loss = functional.softplus(inputs @ row - wanted).mean() + ridge * row.square().sum()
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimiser.step(missing)
+    return row.detach()
 
 
 def _cut(head: Head, rows: Tensor) -> Head:
@@ -102,16 +116,16 @@ def _cut(head: Head, rows: Tensor) -> Head:
     return Head(head.weight[rows], bias, head.scale, head.softcap)
 
 
-def _uncapped(head: Head, below: Tensor) -> Tensor:
-    """-x of the logit x that the soft-cap takes to -``below``. Raises UserError where no logit is low enough."""
+def _uncapped(head: Head, logits: Tensor) -> Tensor:
+    """What the soft-cap takes to ``logits``. Raises UserError where no logit can be as low."""
     if head.softcap is None:
-        return below
-    if float(below.max()) >= head.softcap:
+        return logits
+    if float(logits.min()) <= -head.softcap:
         raise UserError(
             f"logits of this model cannot fall below -{head.softcap:g} (a soft-cap): train with its full head "
             "(student.draft_vocabulary = 0)"
         )
-    return head.softcap * torch.atanh(below / head.softcap)
+    return head.softcap * torch.atanh((logits / head.softcap).clamp(max=1 - 1e-9))
 
 
 @torch.no_grad()
@@ -143,8 +157,10 @@ def _resize(model: PreTrainedModel, width: int, blocked: Tensor, row: Tensor, *,
 
 @torch.inference_mode()
 def verified(model: PreTrainedModel, blocked: Tensor, states: Tensor) -> Blocked:
-    """The blocked rows' mass at states that did not make them. Raises UserError where one could win, or ``MASS`` is
-    exceeded."""
+    """The blocked rows' mass at states that did not make them.
+
+    Raises UserError where one of them is the likeliest token anywhere, or their mean mass exceeds ``MASS``.
+    """
     head = head_of(model)
     rows = blocked.to(states.device)
     masses, wins = [], 0
@@ -152,13 +168,14 @@ def verified(model: PreTrainedModel, blocked: Tensor, states: Tensor) -> Blocked
         p = head(part.to(head.weight)).float().softmax(-1)
         masses.append(p[:, rows].sum(-1))
         wins += int(rows[p.argmax(-1)].sum())
-    largest = float(torch.cat(masses).max()) if masses else 0.0
-    if wins or largest > MASS:
+    mass = torch.cat(masses)
+    mean, largest = float(mass.mean()), float(mass.max())
+    if wins or mean > MASS:
         raise UserError(
-            f"of {len(states):,} held-out states {wins:,} would draft a token that was never trained (mass up to "
-            f"{largest:.2g}, {MASS:g} is allowed): give more --prompts, or train with the full head"
+            f"at {wins:,} of {len(states):,} held-out states a token that was never trained would be drafted (mean "
+            f"mass {mean:.2g}, {MASS:g} is allowed): give more --prompts, or train with the full head"
         )
-    return Blocked(int(blocked.sum()), largest, len(states))
+    return Blocked(int(blocked.sum()), mean, largest, len(states))
 
 
 @torch.inference_mode()

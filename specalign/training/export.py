@@ -24,11 +24,12 @@ from specalign.models.servable import Blocked, block, is_blocked, response_state
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.provenance import weights_sha256
 from specalign.ranges import Output
-from specalign.training.config import TrainConfig, resolve, with_prompt
+from specalign.training.config import TrainConfig
 from specalign.training.folder import PROVENANCE, RECIPE, read_provenance, write_model
+from specalign.training.recipe import resolve, with_prompt
 
 PROGRAM = "specalign-train export"
-N_TOKENS = 48
+N_TOKENS = 64
 """Tokens of each response whose states are looked at."""
 BATCH = 16
 
@@ -41,7 +42,7 @@ class ExportConfig:
     """Folder of the exported drafter."""
     target: str = ""
     """The model that it drafts for; empty: the teacher that it was trained with."""
-    prompts: Annotated[int, Interval(ge=2, le=4096), arg(metavar="2..4096")] = 64
+    prompts: Annotated[int, Interval(ge=2, le=4096), arg(metavar="2..4096")] = 128
     """Prompts of the training data on whose states the rows are made, and as many others that verify them."""
     overwrite: bool = False
     """Remove the files that an earlier export wrote into the output folder, and write them again."""
@@ -110,7 +111,7 @@ def _made_servable(
     """On states of one half of the prompts; verified on the other half's."""
     if not is_blocked(width, model.config.get_text_config().vocab_size, kept).any():
         block(model, width, kept, torch.empty(0))
-        return Blocked(0, 0.0, 0)
+        return Blocked(0, 0.0, 0.0, 0)
     texts = _texts(model, kept, _prompts(config, tokenizer, 2 * n_prompts))
     states = [response_states(model, half) for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :])]
     return verified(model, block(model, width, kept, states[0]), states[1])
@@ -191,6 +192,6 @@ def _last_line(output: Path, before: int, width: int, found: Blocked) -> str:
     if not found.n_rows:
         return line
     return (
-        f"{line}; {found.n_rows:,} untrained ones cannot win (mass at most {found.largest_mass:.1e} at "
-        f"{found.n_states:,} held-out states)"
+        f"{line}; {found.n_rows:,} untrained ones cannot win (mass {found.mean_mass:.1e}, at most "
+        f"{found.largest_mass:.1e}, at {found.n_states:,} held-out states)"
     )
