@@ -24,6 +24,7 @@ from specalign.models.servable import Blocked, block, is_blocked, response_state
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.provenance import weights_sha256
 from specalign.ranges import Output
+from specalign.terminal import say
 from specalign.training.config import TrainConfig
 from specalign.training.folder import PROVENANCE, RECIPE, read_provenance, write_model
 from specalign.training.recipe import resolve, with_prompt
@@ -87,7 +88,7 @@ def export(student: str, options: ExportConfig) -> Path:
         write_model(options.output, model, tokenizer, None)
         folders.add(options.output / PROVENANCE)
         write_json(options.output / PROVENANCE, _facts(student, source, target, found))
-    print(_last_line(options.output, before, width, found))
+    say(_last_line(options.output, before, width, found))
     return options.output
 
 
