@@ -6,6 +6,7 @@ nothing else. ``.specalign/lock`` is held while a command writes; a crash releas
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import socket
@@ -22,6 +23,8 @@ OURS = ".specalign"
 FILES, LOCK, HOLDER = f"{OURS}/files", f"{OURS}/lock", f"{OURS}/holder.json"
 DEPTH = 5
 """Folders between a run's own and the deepest file in it."""
+RANDOM_LETTERS = 8
+"""At the end of the name that a file has while it is written (``tempfile``'s)."""
 LONGEST_NAME = 255
 """Bytes of one name in a path, on the file systems of today."""
 
@@ -72,6 +75,7 @@ def hold(folder: Path, program: str) -> Iterator[None]:
         ) from None
     try:
         _sign(folder, program)
+        _sweep(folder)
         yield
     finally:
         (folder / HOLDER).unlink(missing_ok=True)
@@ -208,6 +212,15 @@ def _run_of(path: Path) -> Path | None:
     """The folder with a list of files that ``path`` lies in, at some depth."""
     above = list(path.parents)[:DEPTH]
     return next((each for each in above if (each / FILES).is_file() and not (each / FILES).is_symlink()), None)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed command left of listed files that it was writing, beside their places."""
+    for name in _listed(folder) if (folder / FILES).is_file() else ():
+        path = folder / name
+        for partial in path.parent.glob(f".{glob.escape(path.name)}.{'?' * RANDOM_LETTERS}"):
+            if partial.is_file():
+                partial.unlink()
 
 
 def _sign(folder: Path, program: str) -> None:

@@ -160,3 +160,14 @@ def test_an_impossible_output_is_known_beforehand(tmp_path: Path) -> None:
             folders.require_usable(tmp_path / place)
     for place in ("", "new", "new/below", "n" * 255):
         folders.require_usable(tmp_path / place)
+
+
+def test_the_next_command_removes_what_a_killed_one_was_writing(tmp_path: Path) -> None:
+    folders.begin(tmp_path)
+    for name in ("result.json", "checkpoints/best.safetensors"):
+        write_text(tmp_path / name, "whole")
+        (tmp_path / name).with_name(f".{Path(name).name}.a1b2c3d_").write_text("a part")
+    (tmp_path / ".notes.a1b2c3d_").write_text("somebody's")
+    with folders.hold(tmp_path, "tool"):
+        pass
+    assert files_in(tmp_path) == {"result.json", "checkpoints/best.safetensors", ".notes.a1b2c3d_"}

@@ -6,11 +6,12 @@ import copy
 import io
 import shutil
 import sys
-import tempfile
 from contextlib import nullcontext, redirect_stderr
 from importlib import metadata
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 from specalign.config import cache_dir
 from specalign.errors import UserError, unknown
@@ -40,23 +41,25 @@ def builtin_gguf(name: str) -> Path:
 def convert_gguf(path: Path) -> Path:
     """De-quantise ``path`` to float32 safetensors under the cache folder and return that checkpoint.
 
-    Made in a temporary folder and renamed: a crash leaves nothing, and of two processes one wins.
+    Made in a temporary folder and renamed, by one process at a time: a crash leaves nothing that the next does not
+    remove.
     """
     facts = path.stat()
     folder = cache_dir() / "models" / f"{path.stem}-{facts.st_size:x}-{int(facts.st_mtime):x}"
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-    try:
-        _convert(path, partial)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
+    partial = folder.with_name(f".partial-{folder.name}")
+    with FileLock(folder.with_name(f".{folder.name}.lock")):
         shutil.rmtree(partial, ignore_errors=True)
+        if folder.exists():
+            return folder
+        partial.mkdir()
+        try:
+            _convert(path, partial)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
