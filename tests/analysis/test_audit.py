@@ -38,7 +38,7 @@ PUBLISHED = sorted(path.parent for path in (Path(__file__).parents[2] / "reports
 
 def published(folder: Path) -> Any:
     """A parameter; long runs take seconds."""
-    long = (folder / RECORDS_FILE).stat().st_size > 1_000_000
+    long = read_result(folder).n_requested > 300
     return pytest.param(
         folder, id=f"{folder.parent.name}/{folder.name}", marks=[pytest.mark.slow] if long else []
     )
