@@ -14,6 +14,7 @@ PACKAGE = Path(specalign.__file__).parent
 LOWER = ("losses", "models", "data", "decoding", "metrics", "serving")
 HEAVY = ("torch", "transformers", "matplotlib", "datasets", "scipy", "pandas")
 NUMERIC = {"torch", "numpy", "scipy"}
+MOST_LINES = 350
 
 
 def modules(folder: str) -> list[Path]:
@@ -116,6 +117,11 @@ def test_everything_is_printed_by_the_module_that_makes_it_plain() -> None:
         and node.func.id in ("print", "Console")
     ]
     assert not found
+
+
+def test_every_file_is_short_enough_to_be_read_in_one_go() -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules(".")}
+    assert not {str(path): n for path, n in lengths.items() if n >= MOST_LINES}
 
 
 def test_no_import_runs_in_a_circle() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -21,11 +20,8 @@ from specalign.config import cache_dir
 from specalign.data import Columns, Example, Prompt, encode_prompts, load_splits
 from specalign.data.examples import Split
 from specalign.data.turns import end_of_turn
-from specalign.files import atomic_path
-from specalign.models.alignment import align_slice, n_passes
 from specalign.models.attention import FLASH
 from specalign.models.devices import multiply_in_tf32
-from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import (
     Attention,
     is_encoder_decoder,
@@ -35,8 +31,7 @@ from specalign.models.load import (
     resolve_dtype,
 )
 from specalign.models.preflight import flash_needs
-from specalign.models.properties import Tower, add_end, decoder_start_id, eos_ids, tower_layers
-from specalign.models.slicing import choose_layers, slice_layers
+from specalign.models.properties import add_end, decoder_start_id, eos_ids
 from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
 from specalign.terminal import say
@@ -44,12 +39,9 @@ from specalign.training.config import DataConfig, StudentConfig, TrainConfig, re
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.identity import model_identity, models_of, rows_identity
 from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Tokens, Writer, Writes, read_tensors, responses_key, stored_responses
-
-ALIGN_BATCH = 16
-"""Sequences of one forward pass of the alignment."""
-PROBE_TOKENS = 4_000
-"""Tokens of teacher responses that pick = "influence" looks at."""
+from specalign.training.rollouts import Tokens, responses_key, stored_responses
+from specalign.training.starts import Slicing
+from specalign.training.writers import WRITERS, Teacher
 
 HELD_APART: tuple[Split, ...] = ("train", "validation", "test")
 """Parts of the data that share no document."""
@@ -170,70 +162,7 @@ class Materials:
         if config.model:
             return _existing_student(self, config.model)
         require_sliceable(self.config)
-        chosen: dict[Tower, Sequence[int]] = {}
-        if config.n_encoder_layers:
-            chosen["encoder"] = self._layers(config, "encoder", config.n_encoder_layers)
-        chosen["decoder"] = config.layers or self._layers(config, "decoder", config.n_layers)
-        student = slice_layers(self.teacher, chosen["decoder"], chosen.get("encoder")).float()
-        if config.start != "slice":
-            self.responses("train")
-            with main_process_first():
-                self._refit(student, chosen, config)
-        return student
-
-    def _refit(
-        self, student: PreTrainedModel, chosen: Mapping[Tower, Sequence[int]], config: StudentConfig
-    ) -> None:
-        """Align the slice, or take what an earlier command fitted to the same teacher on the same texts."""
-        facts = {
-            "buffers": "exact",  # fits to slices with rounded RoPE frequencies were stored without this
-            "layers": {tower: tuple(layers) for tower, layers in chosen.items()},
-            "ridge": config.ridge,
-            "texts": self._alignment_texts(config.align_tokens),
-        }
-        path = cache_dir() / "starts" / f"{responses_key(self._teacher_facts() | facts)}.safetensors"
-        fitted = read_tensors(path)
-        if fitted is None:
-            sliced = {name: parameter.detach().clone() for name, parameter in student.named_parameters()}
-            for tower, layers in chosen.items():  # the decoder is fitted to what the fitted encoder gives it
-                self._align(student, layers, tower, config)
-            fitted = {
-                name: parameter.detach().contiguous()
-                for name, parameter in student.named_parameters()
-                if not torch.equal(parameter, sliced[name])
-            }
-            with atomic_path(path) as partial:
-                save_file(fitted, partial)
-        student.load_state_dict(fitted, strict=False)
-
-    def _layers(self, config: StudentConfig, tower: Tower, n_keep: int) -> tuple[int, ...]:
-        n_layers = len(tower_layers(self.teacher, tower))
-        if config.pick != "influence":
-            return choose_layers(n_layers, n_keep, config.pick)
-        choose_layers(n_layers, n_keep)  # raises for an impossible number before anything is computed
-        self.responses("train")
-        with self._timed(f"probe_{tower}"):
-            texts = self._alignment_texts(min(PROBE_TOKENS, config.align_tokens))
-            influence = layer_influence(self.teacher, padded_batches(texts, self.device), tower)
-        return most_influential(influence, n_keep)
-
-    def _align(
-        self, student: PreTrainedModel, layers: Sequence[int], tower: Tower, config: StudentConfig
-    ) -> None:
-        batches = list(padded_batches(self._alignment_texts(config.align_tokens), self.device))
-        with (
-            self._timed(f"alignment_{tower}"),
-            progress_bar("aligning the slice", n_passes(layers) * len(batches)) as bar,
-        ):
-            align_slice(
-                student,
-                self.teacher,
-                layers,
-                batches,
-                tower=tower,
-                ridge=config.ridge,
-                progress=bar.advance,
-            )
+        return Slicing(self.teacher, self._teacher_facts, self._alignment_texts, self._timed).student(config)
 
     def _alignment_texts(self, n_tokens: int) -> list[tuple[Tokens, ...]]:
         """Prompts with the teacher's responses, until ``n_tokens`` are reached; (encoder's, decoder's) text each
@@ -264,20 +193,15 @@ class Materials:
             "seed": config.seed if temperature else 0,
             "ends": eos_ids(self.teacher),
         }
-        if config.engine.name == "vllm":
-            facts["engine"] = "vllm"
+        engine = WRITERS[config.engine.name]
+        facts |= engine.facts
         folder = cache_dir() / "responses" / responses_key(facts)
         with (
             main_process_first(),
             ExitStack() as stack,
             progress_bar(f"teacher's responses ({split})", len(prompts)) as bar,
         ):
-            writer: Writes = Writer(self.teacher, temperature, batch=config.rollout.batch)
-            if config.engine.name == "vllm":
-                from specalign.training.served import ServedWriter
-
-                log, ends = folder.with_suffix(".vllm.log"), eos_ids(self.teacher)
-                writer = ServedWriter(config, self.tokenizer, log, stack, ends)
+            writer = engine.writer(Teacher(config, self.teacher, self.tokenizer), folder, stack)
             return stored_responses(
                 folder, writer, prompts, config.data.max_response_tokens, seed=config.seed, progress=bar.advance
             )
@@ -386,21 +310,6 @@ def attention_of(config: TrainConfig, device: torch.device) -> Attention:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokenizer's special tokens."""
     return [int(id_) for id_ in tokenizer.all_special_ids]
-
-
-def padded_batches(texts: Sequence[tuple[Tokens, ...]], device: torch.device) -> Iterator[tuple[Tensor, ...]]:
-    """(ids, mask) [B, T] of each part of the texts, padded on the right, texts of similar length together."""
-    ordered = sorted(texts, key=lambda text: len(text[-1]))
-    for begin in range(0, len(ordered), ALIGN_BATCH):
-        parts = zip(*ordered[begin : begin + ALIGN_BATCH], strict=True)
-        yield tuple(chain.from_iterable(_padded(part, device) for part in parts))
-
-
-def _padded(batch: Sequence[Tokens], device: torch.device) -> tuple[Tensor, Tensor]:
-    lengths = torch.tensor([len(text) for text in batch], device=device)
-    width = int(lengths.max())
-    ids = torch.tensor([[*text, *[0] * (width - len(text))] for text in batch], device=device)
-    return ids, (torch.arange(width, device=device) < lengths[:, None]).long()
 
 
 def _existing_student(materials: Materials, name: str) -> PreTrainedModel:

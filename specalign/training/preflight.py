@@ -19,6 +19,7 @@ from specalign.training.config import UNTRAINED, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device
 from specalign.training.plan import Plan, make_plan
 from specalign.training.rollouts import needs_references
+from specalign.training.writers import WRITERS
 
 Load = Callable[[], models.Outline]
 ASKS = "data.max_prompt_tokens", "data.max_response_tokens"
@@ -45,8 +46,8 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
         ("attention", lambda: models.check_attention(teacher(), config.attn, resolve_device(config.device))),
     ]
     checks += [("draft vocabulary", partial(_trimmed, each, teacher)) for each in _distinct_students(configs)]
-    if config.engine.name == "vllm":
-        checks.append(("responses' engine", lambda: _engine(config, teacher())))
+    if check := WRITERS[config.engine.name].check:
+        checks.append(("responses' engine", lambda: check(config, teacher())))
     for each in configs:
         checks += [
             (f"method {each.method}", partial(_method, each)),
@@ -126,17 +127,6 @@ def _trimmed(config: TrainConfig, teacher: Load) -> str | Caution:
 
 def _needed(config: TrainConfig) -> tuple[int, int]:
     return config.data.max_prompt_tokens, config.data.max_response_tokens
-
-
-def _engine(config: TrainConfig, teacher: models.Outline) -> str:
-    from specalign.serving.environment import require_client
-
-    require_client()
-    from specalign.training.served import require_engine
-
-    if teacher.kind == "encoder-decoder":
-        raise UserError("vLLM serves no encoder-decoder text models: set engine.name = own")
-    return require_engine(config)
 
 
 def _method(config: TrainConfig) -> str:

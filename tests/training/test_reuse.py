@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from specalign.training import checkpoints, folder, loop, materials, optimiser, setup
+from specalign.training import checkpoints, folder, loop, optimiser, setup, starts
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.reuse import TeacherStates
@@ -154,7 +154,7 @@ def test_the_recipe_says_how_much_is_kept(tiny: Tiny) -> None:
 def test_an_alignment_is_fitted_once_for_all_commands(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny("aligned")
     first = load_materials(config).student(config.student)
-    monkeypatch.setattr(materials, "align_slice", lambda *_a, **_k: pytest.fail("fitted again"))
+    monkeypatch.setattr(starts, "align_slice", lambda *_a, **_k: pytest.fail("fitted again"))
     again = load_materials(config).student(config.student)
     pairs = zip(first.parameters(), again.parameters(), strict=True)
     assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
@@ -167,7 +167,7 @@ def test_another_fit_is_another_start(
     config = tiny("aligned")
     load_materials(config).student(config.student)
     with monkeypatch.context() as patched:
-        patched.setattr(materials, "align_slice", lambda *_a, **_k: pytest.fail("fitted again"))
+        patched.setattr(starts, "align_slice", lambda *_a, **_k: pytest.fail("fitted again"))
         other = tiny("aligned", student=change)
         with pytest.raises(pytest.fail.Exception, match="fitted again"):
             load_materials(other).student(other.student)
