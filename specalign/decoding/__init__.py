@@ -10,6 +10,7 @@ from specalign.decoding.draft_length import DraftCosts
 from specalign.decoding.drafters import Drafter, ModelDrafter
 from specalign.decoding.generate import generate, stream
 from specalign.decoding.hybrid import Hybrid
+from specalign.decoding.options import Options
 from specalign.decoding.records import Generation, Step
 from specalign.decoding.stepper import Shapes, Stepper, make_stepper
 from specalign.decoding.suffix_index import SuffixIndex
@@ -23,6 +24,7 @@ __all__ = [
     "Generation",
     "Hybrid",
     "ModelDrafter",
+    "Options",
     "PromptLookup",
     "Shapes",
     "Step",

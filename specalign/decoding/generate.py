@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
@@ -18,14 +18,14 @@ from specalign.decoding.clock import Clock
 from specalign.decoding.drafters import Drafter, Drafting, Undrafted
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.judge import Judge
+from specalign.decoding.options import Given, Options
 from specalign.decoding.probe import require_decodable
-from specalign.decoding.records import Generation, Row, StepMarks, emit, merged, timed
+from specalign.decoding.records import Generation, Growing, StepMarks, emit, merged, timed
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.decoding.transfer import to_device
 from specalign.decoding.verification import RULES
-from specalign.errors import unknown
 from specalign.models.probe import name_of
 from specalign.models.properties import context_limit, eos_ids, require_unscaled
 
@@ -35,7 +35,7 @@ TokenIds = Sequence[int] | Sequence[Sequence[int]] | Tensor | Sequence[Tensor]
 
 @dataclass(frozen=True)
 class _Settings:
-    """What was asked for."""
+    """What was asked for, as the steps need it."""
 
     gamma: int
     judge: Judge
@@ -44,53 +44,26 @@ class _Settings:
     written: Sequence[Sequence[int]]
 
 
-class Options(TypedDict, total=False):
-    """The keyword arguments of :func:`generate` and :func:`stream`; :func:`_prepared` has their defaults."""
-
-    gamma: int
-    temperature: float
-    top_k: int
-    top_p: float
-    max_new_tokens: int
-    rule: str
-    eos: Sequence[int] | None
-    generator: torch.Generator | None
-    head_ids: Tensor | None
-    margins: bool
-    written: Sequence[Sequence[int]]
-
-
 @torch.inference_mode()
 def generate(
     target: PreTrainedModel | Stepper,
     drafter: Drafter | None,
     input_ids: TokenIds,
-    **options: Unpack[Options],
+    **options: Unpack[Given],
 ) -> Generation:
     """Decode after each prompt, speculatively with ``drafter``, plainly with None.
 
     ``input_ids`` is one prompt or a batch of prompts of any lengths, as lists or a tensor without padding (an
     encoder-decoder model's encoder reads them; with a drafter its rows are decoded one at a time). The output
     follows the target's distribution exactly, whatever the drafter; at temperature 0 it is the target's greedy
-    output. The options and their defaults:
-
-    - ``gamma`` (4): draft length. ``rule`` ("token"): how drafts are verified, a name in ``RULES``.
-    - ``temperature`` (0.0: greedy), ``top_k`` (0: off) and ``top_p`` (1.0: off), for target and drafter alike;
-      ``generator``, on the target's device, draws.
-    - ``max_new_tokens`` (128) a prompt; a row ends early where the target's context is full, the others go on.
-      ``eos`` defaults to the target's own end-of-sequence ids.
-    - ``head_ids`` [V'] restricts the target to some ids (a drafter with a trimmed vocabulary decoding on its
-      own); a :class:`Stepper` has its head already, and may run packed or compiled.
-    - ``margins`` (False) records how clear each of the target's choices was.
-    - ``written`` (none): of an encoder-decoder model, what the decoder has written of each row already; plain
-      decoding goes on from there.
+    output. :class:`Options` says what the options are and what holds where one is not given.
 
     Raises ValueError for an empty prompt, a prompt that fills the context, ``input_ids`` that are not whole numbers
     in one or two dimensions, ``head_ids`` together with a drafter or a Stepper, ``written`` where it does not
     belong, or numbers out of range; UserError for an unknown rule, and for a model whose positions are scaled by
     the length of the text beyond some length that the request exceeds.
     """
-    stepper, settings = _prepared(target, drafter, **options)
+    stepper, settings = _prepared(target, drafter, Options(**options))
     parts = []
     for prompts, part in _batches(stepper, drafter, _as_rows(input_ids), settings):
         request = _begin(stepper, drafter, prompts, part)
@@ -105,14 +78,14 @@ def stream(
     target: PreTrainedModel | Stepper,
     drafter: Drafter | None,
     input_ids: TokenIds,
-    **options: Unpack[Options],
+    **options: Unpack[Given],
 ) -> Iterator[list[list[int]]]:
     """:func:`generate`, step by step: yields the new ids of each row, none for a row that is finished.
 
     The lists add up to ``generate(...).token_ids``. With a drafter, rows of an encoder-decoder model come one after
     the other.
     """
-    stepper, settings = _prepared(target, drafter, **options)
+    stepper, settings = _prepared(target, drafter, Options(**options))
     rows = _as_rows(input_ids)
     first = 0
     for prompts, part in _batches(stepper, drafter, rows, settings):
@@ -127,40 +100,24 @@ def stream(
 
 
 def _prepared(
-    target: PreTrainedModel | Stepper,
-    drafter: Drafter | None,
-    *,
-    gamma: int = 4,
-    temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_new_tokens: int = 128,
-    rule: str = "token",
-    eos: Sequence[int] | None = None,
-    generator: torch.Generator | None = None,
-    head_ids: Tensor | None = None,
-    margins: bool = False,
-    written: Sequence[Sequence[int]] = (),
+    target: PreTrainedModel | Stepper, drafter: Drafter | None, options: Options
 ) -> tuple[Stepper, _Settings]:
     """What steps the target, and what was asked for, checked."""
-    if rule not in RULES:
-        raise unknown("verification rule", rule, RULES)
-    if gamma < 0 or max_new_tokens < 1:
-        raise ValueError(f"need gamma >= 0 and max_new_tokens >= 1, not {gamma} and {max_new_tokens}")
-    if isinstance(target, Stepper) and head_ids is not None:
+    if isinstance(target, Stepper) and options.head_ids is not None:
         raise ValueError("a Stepper has its head already: head_ids restricts a model's")
     names = _decodable(target.model if isinstance(target, Stepper) else target, drafting_models(drafter))
-    stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=head_ids)
+    stepper = target if isinstance(target, Stepper) else make_stepper(target, ids=options.head_ids)
     if drafter and stepper.head.ids is not None:
         raise ValueError("a target that is restricted to head_ids decodes plainly, without a drafter")
-    if written and (drafter or not stepper.model.config.is_encoder_decoder):
+    if options.written and (drafter or not stepper.model.config.is_encoder_decoder):
         raise ValueError("written is for an encoder-decoder model that decodes plainly")
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
     return stepper, _Settings(
-        gamma if drafter else 0,
-        Judge(Sampling(temperature, top_k, top_p), RULES[rule], generator, margins, names),
-        max_new_tokens,
-        frozenset(eos_ids(stepper.model) if eos is None else eos),
-        written,
+        options.gamma if drafter else 0,
+        Judge(sampling, RULES[options.rule], options.generator, options.margins, names),
+        options.max_new_tokens,
+        frozenset(eos_ids(stepper.model) if options.eos is None else options.eos),
+        options.written,
     )
 
 
@@ -192,7 +149,7 @@ class _Request:
 
     session: Session
     drafting: Drafting
-    rows: list[Row]
+    rows: list[Growing]
     settings: _Settings
     clock: Clock
     begin: float
@@ -240,7 +197,7 @@ def _finished(request: _Request) -> Generation:
     )
 
 
-def _step(request: _Request, rows: list[Row]) -> None:
+def _step(request: _Request, rows: list[Growing]) -> None:
     """Algorithm 1 of Leviathan et al.: draft gamma tokens from q, score them with p at once, keep a prefix."""
     session, settings, clock = request.session, request.settings, request.clock
     started = clock.mark()
@@ -266,16 +223,16 @@ def _step(request: _Request, rows: list[Row]) -> None:
         row.steps.append(StepMarks(counts, overlap, margins, marks))
 
 
-def _new_rows(target: PreTrainedModel, prompts: list[list[int]], settings: _Settings) -> list[Row]:
+def _new_rows(target: PreTrainedModel, prompts: list[list[int]], settings: _Settings) -> list[Growing]:
     sequences = decoder_sequences(target, prompts, settings.written)
     require_unscaled(target, max(map(len, sequences)) + settings.max_new_tokens)
     available = rooms(target, sequences)
     if available is None:
-        return [Row(sequence, settings.max_new_tokens) for sequence in sequences]
+        return [Growing(sequence, settings.max_new_tokens) for sequence in sequences]
     if min(available) < 1:
         raise ValueError(f"a prompt of {max(map(len, sequences))} tokens fills the target's context")
     limits = [min(settings.max_new_tokens, free) for free in available]
-    return [Row(sequence, n_left) for sequence, n_left in zip(sequences, limits, strict=True)]
+    return [Growing(sequence, n_left) for sequence, n_left in zip(sequences, limits, strict=True)]
 
 
 def _as_rows(input_ids: TokenIds) -> list[list[int]]:

@@ -40,7 +40,7 @@ class Generation:
 
 
 @dataclass
-class Row:
+class Growing:
     """One row while it is being decoded."""
 
     sequence: list[int]
@@ -62,7 +62,7 @@ class StepMarks:
     marks: tuple[Mark, Mark, Mark, Mark]
 
 
-def emit(row: Row, outcome: Outcome, eos: frozenset[int]) -> tuple[int, int, int, int]:
+def emit(row: Growing, outcome: Outcome, eos: frozenset[int]) -> tuple[int, int, int, int]:
     """Append the accepted tokens and the target's own; stop at the end of the sequence. Returns the counts."""
     tokens = [*outcome.drafted[: outcome.n_accepted], outcome.next_token]
     end = next((place for place, token in enumerate(tokens) if token in eos), None)
