@@ -205,7 +205,8 @@ def compare_seeds(ours: Sequence[Cells], theirs: Sequence[Cells], *, paired: boo
     side, ``paired`` where entry i of both shares its start, order and data; prompt i is the same one everywhere. The
     variance is that over prompts plus that over seeds, each by linearisation (crossed factors: Owen 2007; their sum
     counts the interaction twice and so rather exceeds the truth), the degrees of freedom are Satterthwaite's (1946).
-    A side with one seed brings no variance between seeds.
+    A side with one seed brings no variance between seeds. Seeds weigh alike, each 1 / n of the sums: their
+    influences are taken without the correction for prompts of weight, which would double the error of two.
     """
     sides = [np.asarray(side, dtype=float) for side in (theirs, ours)]  # [seeds, 2, prompts]
     if sides[0].shape[-1] != sides[1].shape[-1] or sides[0].shape[-1] == 0:
@@ -213,13 +214,14 @@ def compare_seeds(ours: Sequence[Cells], theirs: Sequence[Cells], *, paired: boo
     prompts = _over(sides, axis=0)
     if prompts is None:
         return SeedComparison(Interval(_pooled(sides[0]) / _pooled(sides[1])), 1.0, None)
-    parts = [prompts] if len(prompts.influence) > 1 else []
     if paired and len(sides[0]) == len(sides[1]) > 1:
-        seeds = _over(sides, axis=2)
-        parts += [seeds] if seeds else []
+        seeds = [_over(sides, axis=2)]
     else:
-        parts += [own for side in sides if len(side) > 1 and (own := log_ratio(*side.sum(axis=2).T))]
-    variances = [part.standard_error**2 for part in parts]
+        seeds = [log_ratio(*side.sum(axis=2).T) for side in sides if len(side) > 1]
+    known = [part for part in seeds if part]
+    variances = [(part.standard_error * (1 - 1 / len(part.influence))) ** 2 for part in known]
+    parts = [*known, prompts] if len(prompts.influence) > 1 else known
+    variances += [part.standard_error**2 for part in parts[len(known) :]]
     error = math.sqrt(sum(variances))
     if error < NO_VARIATION:
         return SeedComparison(Interval(math.exp(prompts.log)), 1.0, None)
