@@ -12,6 +12,7 @@ from specalign.analysis.consistency import (
     unlike_its_probes,
     unlike_the_clock,
 )
+from specalign.analysis.partial import with_true_status
 from specalign.analysis.recompute import is_current, untrue_checks, untrue_figures
 from specalign.chain import links, seal
 from specalign.run_files import RECORDS_FILE, RunFiles, read_run
@@ -44,7 +45,8 @@ def audit(folder: Path, at_hand: AtHand) -> Audit:
     """Check a complete run. Raises UserError where its files cannot be read or are not those of its hashes."""
     run = read_run(folder)
     if run.result.status != "complete":
-        return Audit(run, "", [f"the run is not complete ({run.result.status}): its files have no hashes"], [])
+        status = with_true_status(folder, run.result).status
+        return Audit(run, "", [f"the run is not complete ({status}): its files have no hashes"], [])
     path = folder / RECORDS_FILE
     problems = [
         *_broken_chain(path, run),

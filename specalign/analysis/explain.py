@@ -218,15 +218,16 @@ def reason(costs: StepCosts, tau: float, choice: Outlook, measured: float, quant
         advice = f"no other gamma would do better than {choice.gamma}"
     else:
         advice = f"with gamma = {choice.gamma} you would get {choice.speedup:.2f}x"
-    if (tau > costs.price) != (measured > 1):
+    unclear = (tau > costs.price) != (measured > 1)
+    if choice.speedup <= 1 and (unclear or measured <= 1):
+        advice = f"no gamma pays (best: {choice.gamma}, {choice.speedup:.2f}x)"
+    if unclear:
         return (
             f"measured at {measured:.2f}x, by the medians of its steps {tau / costs.price:.2f}x: too close to the "
             f"plain target to give one reason; {advice}."
         )
     if measured > 1:
         return f"faster: a step emits more tokens than it costs; {advice}."
-    if choice.speedup <= 1:
-        advice = f"no gamma pays (best: {choice.gamma}, {choice.speedup:.2f}x)"
     kernels = "" if quantization == "none" else f" ({quantization} kernels are bound by computing)"
     causes = {
         f"verification of {costs.gamma + 1} tokens costs {costs.verify_ratio:.2f} single steps here{kernels}": (

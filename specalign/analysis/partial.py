@@ -29,9 +29,7 @@ def result_so_far(run: Path) -> BenchmarkResult:
     A run that says "running" although no command holds its folder was ended by a crash: it is interrupted. Where
     there are no rows yet, those of the records that can be read.
     """
-    result = read_result(run)
-    if result.status == "running" and not is_held(run):
-        result = replace(result, status="interrupted")
+    result = with_true_status(run, read_result(run))
     if result.rows or result.status == "complete" or not stored(run / RECORDS_FILE).is_file():
         return result
     records = list(readable(run / RECORDS_FILE))
@@ -40,6 +38,12 @@ def result_so_far(run: Path) -> BenchmarkResult:
         summarise(records), key=lambda row: (row.temperature, row.kind != "target", row.method, row.gamma)
     )
     return replace(result, rows=rows, n_effective=statuses.count("ok"), n_failed=statuses.count("failed"))
+
+
+def with_true_status(run: Path, result: BenchmarkResult) -> BenchmarkResult:
+    """The result, "interrupted" where it says "running" and no command holds its folder."""
+    ended = result.status == "running" and not is_held(run)
+    return replace(result, status="interrupted") if ended else result
 
 
 def run_so_far(run: Path) -> RunFiles:

@@ -354,8 +354,10 @@ def test_records_that_are_there_twice(forge: Forge) -> None:
 
 
 def test_a_run_that_says_that_it_is_not_complete(forge: Forge) -> None:
-    found = forge(lambda forged: forged.result.update(status="interrupted"))
-    assert "the run is not complete (interrupted)" in found.problems[0]
+    """No command holds the folder of one that says "running": it was killed, as report and deploy say too."""
+    for status in ("interrupted", "running"):
+        found = forge(lambda forged, status=status: forged.result.update(status=status))
+        assert "the run is not complete (interrupted)" in found.problems[0]
 
 
 @pytest.mark.parametrize(

@@ -112,6 +112,7 @@ def test_what_was_measured_as_faster_is_not_called_slower() -> None:
     text = reason(SLOW_VERIFY, 1.96, Outlook(2, 1.12, 0.4, 0.1), 1.08)
     assert "measured at 1.08x, by the medians of its steps 0.98x" in text
     assert "slower" not in text
+    assert "no gamma pays (best: 2, 0.56x)" in reason(SLOW_VERIFY, 1.96, Outlook(2, 0.56, 0.4, 0.1), 1.08)
 
 
 def test_plan_is_leviathans_formula_where_verification_is_free() -> None:
