@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
-from specalign.decoding import DraftCosts, PromptLookup, SuffixIndex, SuffixLookup, generate
+from specalign.decoding import WITHOUT_MODEL, DraftCosts, PromptLookup, SuffixIndex, SuffixLookup, generate
 from specalign.decoding.copying import confidence
 from specalign.decoding.draft_length import BINS
 from specalign.decoding.suffix_index import Match
+from specalign.results import LOOKUPS
 
 Build = Callable[..., PreTrainedModel]
 TEXTS = st.integers(1, 5).flatmap(lambda n_ids: st.lists(st.integers(0, n_ids - 1), min_size=1, max_size=40))
@@ -146,3 +147,9 @@ def test_ids_below_zero_are_never_proposed(build: Build) -> None:
     result = generate(target, SuffixLookup(), [[4, 4, 4]], gamma=6, max_new_tokens=12, eos=())
     assert all(token >= 0 for token in result.token_ids[0])
     assert torch.tensor(result.token_ids).shape == (1, 12)
+
+
+def test_files_name_the_drafters_without_a_model_that_there_are() -> None:
+    """The names are known without torch too: to the command line and to whoever reads results."""
+    assert tuple(WITHOUT_MODEL) == LOOKUPS
+    assert {drafter.kind for drafter in WITHOUT_MODEL.values()} == {"lookup"}

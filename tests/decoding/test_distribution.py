@@ -21,15 +21,13 @@ from specalign.decoding import (
     RULES,
     DraftCosts,
     Drafter,
-    Hybrid,
     ModelDrafter,
-    PromptLookup,
-    SuffixLookup,
     generate,
 )
 from specalign.decoding.sampling import Sampling, probabilities, sample
 from specalign.decoding.session import Session
 from specalign.decoding.verification import Verdict, block, lenience, pick, token
+from tests.decoding.kinds import KINDS
 
 Build = Callable[..., PreTrainedModel]
 Logits = Callable[..., Tensor]
@@ -93,32 +91,19 @@ def chi_square(counts: Counter[tuple[int, ...]], joint: dict[tuple[int, ...], fl
     return selftest.chi_square(counts, joint)
 
 
-def hybrid(model: PreTrainedModel) -> Hybrid:
-    """Both parts are tried: copies are right by chance, a draft of the model is dear."""
-    return Hybrid((SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=DraftCosts(0.3))))
-
-
-def even_ids(model: PreTrainedModel) -> ModelDrafter:
-    return ModelDrafter(model, torch.tensor([0, 2, 4]))
-
-
 @pytest.mark.parametrize("sampling", [PLAIN, FILTERED], ids=["plain", "filtered"])
 @pytest.mark.parametrize("gamma", [1, 3])
-@pytest.mark.parametrize(
-    "make",
-    [ModelDrafter, even_ids, lambda _model: PromptLookup(), lambda _model: SuffixLookup(), hybrid],
-    ids=["model", "trimmed", "lookup", "suffix", "hybrid"],
-)
+@pytest.mark.parametrize("kind", KINDS)
 def test_output_follows_the_target(
     target: PreTrainedModel,
     drafter: PreTrainedModel,
     next_logits: Logits,
-    make: Callable[[PreTrainedModel], Drafter],
+    kind: str,
     gamma: int,
     sampling: Sampling,
 ) -> None:
     joint = exact_joint(target, next_logits, sampling)
-    assert chi_square(drawn(target, make(drafter), sampling, gamma), joint) > 1e-3
+    assert chi_square(drawn(target, KINDS[kind](drafter), sampling, gamma), joint) > 1e-3
 
 
 @pytest.mark.parametrize("rule", ["token", "block"])

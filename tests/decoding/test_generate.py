@@ -13,18 +13,15 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from specalign.decoding import (
-    DraftCosts,
-    Drafter,
     Generation,
-    Hybrid,
     ModelDrafter,
     PromptLookup,
-    SuffixLookup,
     generate,
 )
 from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
 from specalign.models.tiny import FAMILIES
+from tests.decoding.kinds import KINDS
 
 Build = Callable[..., PreTrainedModel]
 Naive = Callable[..., list[int]]
@@ -32,36 +29,15 @@ PROMPTS = [[5, 9, 31, 7, 7, 12, 9], [3, 8, 20], [11, 4, 9, 31, 7, 30, 6, 22, 9, 
 N_NEW = 16
 
 
-def drafters(build: Build, family: str) -> dict[str, Drafter]:
-    """From useless to identical."""
-    near = build(family, noise=0.05)
-    return {
-        "useless": ModelDrafter(build(family, 1)),
-        "near": ModelDrafter(near),
-        "identical": ModelDrafter(build(family)),
-        "trimmed": ModelDrafter(near, torch.arange(0, 40, 3)),
-        "lookup": PromptLookup(),
-        "adaptive": ModelDrafter(near, adaptive=DraftCosts(0.2)),
-        "suffix": SuffixLookup(),
-        "hybrid": hybrid(near),
-    }
-
-
-def hybrid(model: PreTrainedModel) -> Hybrid:
-    """Copies, and a model whose drafts are dear enough for both to be chosen."""
-    return Hybrid((SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=DraftCosts(0.2))))
-
-
 @pytest.mark.parametrize("gamma", [1, 2, 5, 8])
-@pytest.mark.parametrize(
-    "kind", ["useless", "near", "identical", "trimmed", "lookup", "adaptive", "suffix", "hybrid"]
-)
+@pytest.mark.parametrize("kind", ["useless", "identical", *KINDS])
 def test_greedy_output_is_that_of_a_loop_without_cache(
     build: Build, naive_greedy: Naive, family: str, kind: str, gamma: int
 ) -> None:
     target = build(family)
     expected = [naive_greedy(target, prompt, N_NEW) for prompt in PROMPTS]
-    drafter = drafters(build, family)[kind]
+    models = {"useless": build(family, 1), "identical": target}
+    drafter = KINDS.get(kind, ModelDrafter)(models.get(kind) or build(family, noise=0.05))
     alone = [
         generate(target, drafter, prompt, gamma=gamma, max_new_tokens=N_NEW).token_ids[0] for prompt in PROMPTS
     ]
@@ -158,7 +134,7 @@ def test_bad_numbers_and_names_are_refused(build: Build) -> None:
 
 ANY_BATCH = given(
     family=st.sampled_from(FAMILIES),
-    kind=st.sampled_from(["plain", "model", "trimmed", "adaptive", "lookup"]),
+    kind=st.sampled_from(["plain", *KINDS]),
     prompts=st.lists(st.lists(st.integers(3, 39), min_size=1, max_size=12), min_size=1, max_size=4),
     gamma=st.integers(1, 8),
     n_new=st.integers(1, 20),
@@ -182,18 +158,9 @@ def require_rows_of(
     noise: float,
 ) -> None:
     """Each row of the batch is what a loop without a cache gives for its prompt alone."""
-    model = build(family, noise=noise)
-    kinds: dict[str, Drafter | None] = {
-        "plain": None,
-        "model": ModelDrafter(model),
-        "trimmed": ModelDrafter(model, torch.arange(0, 40, 3)),
-        "adaptive": ModelDrafter(model, adaptive=DraftCosts(0.15, (1.0, 1.1))),
-        "lookup": PromptLookup(),
-        "suffix": SuffixLookup(),
-        "hybrid": hybrid(model),
-    }
+    drafter = None if kind == "plain" else KINDS[kind](build(family, noise=noise))
     target = build(family)
-    result = generate(target, kinds[kind], prompts, gamma=gamma, max_new_tokens=n_new, eos=tuple(eos))
+    result = generate(target, drafter, prompts, gamma=gamma, max_new_tokens=n_new, eos=tuple(eos))
     assert result.token_ids == [naive_greedy(target, prompt, n_new, tuple(eos)) for prompt in prompts]
     require_sound(result)
 
