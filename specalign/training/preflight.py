@@ -21,7 +21,7 @@ from specalign.training.plan import Plan, make_plan
 from specalign.training.rollouts import needs_references
 from specalign.training.writers import WRITERS
 
-Load = Callable[[], models.Outline]
+Outlined = Callable[[], models.Outline]
 ASKS = "data.max_prompt_tokens", "data.max_response_tokens"
 
 
@@ -69,7 +69,7 @@ def _distinct_students(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
     return list({config.student: config for config in reversed(configs)}.values())[::-1]
 
 
-def _student_checks(config: TrainConfig, teacher: Load) -> list[Check]:
+def _student_checks(config: TrainConfig, teacher: Outlined) -> list[Check]:
     name = config.student.model
     if not name:
         return [("student", lambda: _slice(config, teacher()))]
@@ -109,7 +109,7 @@ def _slice(config: TrainConfig, teacher: models.Outline) -> str:
     return f"{names} of the teacher's {n_layers}, {student.start}"
 
 
-def _trimmed(config: TrainConfig, teacher: Load) -> str | Caution:
+def _trimmed(config: TrainConfig, teacher: Outlined) -> str | Caution:
     """Special tokens and ends are kept in any case; what else there is room for is the drafter's vocabulary."""
     size = config.student.draft_vocabulary
     if not size:
@@ -163,7 +163,7 @@ def _gib(n_bytes: int) -> str:
     return f"{n_bytes / 2**30:.2f} GiB"
 
 
-def _data_checks(configs: Sequence[TrainConfig], teacher: Load) -> list[Check]:
+def _data_checks(configs: Sequence[TrainConfig], teacher: Outlined) -> list[Check]:
     data = configs[0].data
     columns = Columns(data.document, data.reference)
     references = any(each.method not in UNTRAINED and needs_references(each.rollout) for each in configs)

@@ -166,7 +166,7 @@ def check(config: TrainConfig) -> None:
     _check_optimiser(config.optimiser)
     if config.result.metric == "probe_tau" and not config.logging.probe_prompts:
         raise UserError("result.metric = probe_tau needs logging.probe_prompts")
-    if config.engine.name == "own" and replace(config.engine, name="vllm") != EngineConfig("vllm"):
+    if config.engine.name == "own" and config.engine != EngineConfig():
         raise UserError(
             "engine.python, engine.arguments and engine.endpoint are for engine.name = vllm: set that too"
         )

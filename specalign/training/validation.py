@@ -36,7 +36,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Probe:
+class ProbeScore:
     """What a real speculative decode of a few prompts came to, at temperature 1."""
 
     alpha: float
@@ -101,7 +101,7 @@ class Validation:
         pair.student.train(was_training)
         return alphas, agreements
 
-    def probe(self, pair: Pair, n_prompts: int, generator: torch.Generator) -> Probe:
+    def probe(self, pair: Pair, n_prompts: int, generator: torch.Generator) -> ProbeScore:
         """Decode the first prompts speculatively at temperature 1, with the drafter as it will be used."""
         was_training = pair.student.training
         pair.student.eval()
@@ -118,7 +118,7 @@ class Validation:
         alphas = [[value for step in steps for value in step.overlap] for steps in done.steps]
         flat = [value for sequence in alphas for value in sequence]
         n_calls = sum(len(steps) for steps in done.steps)
-        return Probe(
+        return ProbeScore(
             alpha=sum(flat) / max(1, len(flat)),
             alpha_se=clustered_se([values for values in alphas if values]),
             tau=sum(map(len, done.token_ids)) / max(1, n_calls),
@@ -174,7 +174,7 @@ def clustered_se(values: Sequence[Sequence[float]]) -> float:
     return (m / (m - 1) * sum(residual**2 for residual in residuals)) ** 0.5 / n
 
 
-def disagreement(score: Score, probe: Probe) -> str | None:
+def disagreement(score: Score, probe: ProbeScore) -> str | None:
     """A warning where teacher-forced and decoded acceptance differ by more than noise, else None."""
     noise = (score.alpha_se**2 + probe.alpha_se**2) ** 0.5
     if abs(score.alpha - probe.alpha) <= max(3 * noise, 0.02):
@@ -185,7 +185,7 @@ def disagreement(score: Score, probe: Probe) -> str | None:
     )
 
 
-def as_fields(score: Score, probe: Probe | None) -> dict[str, float]:
+def as_fields(score: Score, probe: ProbeScore | None) -> dict[str, float]:
     """Both as flat fields of train.jsonl."""
     extra = {} if probe is None else {f"probe_{name}": value for name, value in asdict(probe).items()}
     return {**asdict(score), **extra}
