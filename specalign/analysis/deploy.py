@@ -12,7 +12,7 @@ from specalign.analysis.decision import standing
 from specalign.analysis.renew import OUTDATED
 from specalign.errors import UserError, unknown
 from specalign.metrics import METRICS_VERSION
-from specalign.results import BenchmarkResult, Interval, ModelInfo
+from specalign.results import LOOKUP, BenchmarkResult, Interval, ModelInfo, SummaryRow
 
 LOOKUP_NGRAM = 3
 """Longest n-gram of vLLM's prompt lookup: that of ours (`specalign.decoding.PromptLookup`)."""
@@ -84,9 +84,7 @@ def measured(result: BenchmarkResult, wish: Wish) -> list[Choice]:
 
 
 def _alone(result: BenchmarkResult, wish: Wish) -> list[Choice]:
-    rows = [
-        row for row in result.rows if row.kind != "target" and row.speedup is not None and not row.adaptive
-    ]  # vLLM drafts a fixed number of tokens
+    rows = [row for row in result.rows if row.speedup is not None and _servable(row)]
     temperatures = sorted({row.temperature for row in rows})
     if rows and wish.temperature not in temperatures:
         raise UserError(
@@ -99,6 +97,11 @@ def _alone(result: BenchmarkResult, wish: Wish) -> list[Choice]:
         for row in rows
         if row.speedup is not None and row.temperature == wish.temperature
     ]
+
+
+def _servable(row: SummaryRow) -> bool:
+    """Whether vLLM has it: it drafts a fixed number of tokens, by a model or by its own prompt lookup."""
+    return not row.adaptive and (row.kind == "model" or row.method == LOOKUP)
 
 
 def _under_load(result: BenchmarkResult, wish: Wish) -> list[Choice]:

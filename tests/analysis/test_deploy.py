@@ -23,7 +23,7 @@ from specalign.text import plain
 
 def row(method: str, gamma: int, speedup: float | None, temperature: float = 0.0) -> SummaryRow:
     return SummaryRow(
-        method=method, kind="target" if not gamma else "lookup" if method == "prompt_lookup" else "model",
+        method=method, kind="target" if not gamma else "lookup" if method.endswith("lookup") else "model",
         temperature=temperature, gamma=gamma, rule="greedy", lossless=True,
         n_requested=4, n_effective=4, n_failed=0, tokens_per_s=Interval(20.0), ms_per_token=50.0,
         speedup=None if speedup is None else Interval(speedup), decode_speedup=None,
@@ -94,6 +94,13 @@ def test_prompt_lookup_is_vllms_ngram_method() -> None:
     config = json.loads(served(deploy_lines(result(row("prompt_lookup", 3, 1.2)), Wish()))[-1])
     assert config["method"] == "ngram"
     assert config["num_speculative_tokens"] == 3
+
+
+def test_a_copy_that_vllm_does_not_have_is_not_served_as_its_own() -> None:
+    lines = deploy_lines(result(row("prompt_lookup", 3, 1.2), row("other_lookup", 5, 1.9)), Wish())
+    assert json.loads(served(lines)[-1])["num_speculative_tokens"] == 3
+    with pytest.raises(UserError, match="nothing to deploy"):
+        deploy_lines(result(row("other_lookup", 5, 1.9)), Wish())
 
 
 def test_a_drafter_that_does_not_pay_is_not_served() -> None:
