@@ -239,7 +239,7 @@ def unlike_its_probes(run: RunFiles) -> list[str]:
         other = [r for r in read if sampled.get(record_key(r)) != len(r.token_ids)]
         wrong += [f"{_first(other)}: no probe 'sampled' of this output"] if other else []
     forced = {_forced_key(p): len(p.overlap) for p in run.probes if isinstance(p, ForcedProbe)}
-    drafting = sorted({record.method for record in run.records if record.method != TARGET})
+    drafting = sorted({r.method for r in run.records if r.method != TARGET and not r.hybrid})
     plain = [r for r in run.records if r.status == "ok" and r.method == TARGET and r.steps] if forced else []
     for method in drafting:
         other = [

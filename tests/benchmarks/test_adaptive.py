@@ -19,6 +19,7 @@ Bench = Callable[..., list[str]]
 
 def test_adaptive_rows_stand_beside_those_of_one_length(bench: Bench, tmp_path: Path) -> None:
     main(bench("--decoding.adaptive"))
+    main(["verify", str(tmp_path / "run")])
     run = read_run(tmp_path / "run")
     rows = {(row.method, row.temperature): row for row in run.result.rows}
     fixed, adaptive = rows["copy", 0.0], rows["copy_adaptive", 0.0]
@@ -51,6 +52,7 @@ def test_a_drafter_of_that_name_is_refused(bench: Bench, models_folder: Path) ->
 
 def test_lookups_and_compositions_are_rows_of_their_own(bench: Bench, tmp_path: Path) -> None:
     main(bench("--include", "prompt_lookup", "suffix_lookup", "--compose", "fast=suffix_lookup+copy"))
+    main(["verify", str(tmp_path / "run")])
     run = read_run(tmp_path / "run")
     greedy = {row.method: row for row in run.result.rows if row.temperature == 0}
     kinds = {method: (row.kind, row.adaptive) for method, row in greedy.items()}
