@@ -22,11 +22,12 @@ from specalign.benchmarks.analysis_cli import (
     verify_command,
 )
 from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
-from specalign.benchmarks.config import BenchConfig, check
+from specalign.benchmarks.config import BenchConfig, check, named_drafters
 from specalign.benchmarks.engines import ENGINES
 from specalign.config import STRICT, flag_value, load_config
 from specalign.errors import UserError, run_cli, unknown
-from specalign.folders import require_usable
+from specalign.folders import is_empty, require_usable
+from specalign.names import require_data_name, require_model_name
 from specalign.ranges import Above0, Device, Output
 from specalign.templates import prompt_text
 from specalign.terminal import say, show
@@ -155,6 +156,10 @@ def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
     config = flags(command, _gather(_gather(arguments, "--drafter"), "--endpoint"), default)
     check(config)
     require_usable(config.output)
+    if is_empty(config.output):  # a run that is there may have lost its inputs, and say more of that
+        for name in (config.target.model, *named_drafters(config).values()):
+            require_model_name(name)
+        require_data_name(config.data.source)
     return replace(
         config, data=replace(config.data, prompt=prompt_text(config.data.prompt, config.data.source))
     )

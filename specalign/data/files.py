@@ -10,7 +10,6 @@ import codecs
 import csv
 import gzip
 import json
-import stat
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,20 +18,12 @@ from typing import IO, Any
 
 from specalign.data.examples import USUAL, RowError
 from specalign.errors import UserError
+from specalign.names import ENDINGS, require_file
 
-TEXTS = (".jsonl", ".json", ".csv", ".txt")
-ENDINGS = (".jsonl", ".json", ".parquet", ".csv", ".txt", *(f"{ending}.gz" for ending in TEXTS))
 LONGEST_CELL = 2**31 - 1
 """Characters: Python's csv module stops at 131,072 by default, which an article may exceed."""
 HEAD = 4096
 """Bytes by which a file of another kind is recognised."""
-KINDS = {
-    stat.S_IFIFO: "a named pipe (FIFO)",
-    stat.S_IFCHR: "a device",
-    stat.S_IFBLK: "a device",
-    stat.S_IFSOCK: "a socket",
-    stat.S_IFDIR: "a folder",
-}
 MAGIC = {
     b"\x1f\x8b": "compressed by gzip: let its name end in .gz",
     b"PAR1": "a Parquet file: let its name end in .parquet",
@@ -55,29 +46,6 @@ Rows = Iterator[tuple[str, FileRow]]
 """(Where it stands, the row)."""
 
 
-def is_file_name(source: str) -> bool:
-    """Whether it ends as the files do that are read here."""
-    return source.lower().endswith(ENDINGS)
-
-
-def is_local(source: str) -> bool:
-    """Whether a data set's name means a file or folder of this machine, be it there or not."""
-    return is_file_name(source) or source.startswith((".", "/", "~")) or is_there(source)
-
-
-def is_there(source: str) -> bool:
-    """Whether there is a file or folder of this name; none where it cannot be a name."""
-    try:
-        return Path(source).exists()
-    except OSError:
-        return False
-
-
-def is_folder(source: str) -> bool:
-    """Whether there is a folder of this name."""
-    return is_there(source) and Path(source).is_dir()
-
-
 def local_rows(path: Path) -> Rows:
     """The rows of a file by its ending. Raises UserError where the file as a whole cannot be read."""
     require_file(path)
@@ -88,19 +56,6 @@ def local_rows(path: Path) -> Rows:
         return _parquet_rows(path)
     readers = {".jsonl": _json_lines, ".json": _json_rows, ".csv": _csv_rows, ".txt": _text_rows}
     return _text_file_rows(path, readers[ending.removesuffix(".gz")])
-
-
-def require_file(path: Path) -> None:
-    """Raise UserError unless it is a regular file, with what it is instead."""
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise UserError(f"no such data file: {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    if not stat.S_ISREG(mode):
-        kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise UserError(f"{path} is {kind}: data are read from files, more than once; write them to one")
 
 
 def _text_file_rows(path: Path, reader: Any) -> Rows:

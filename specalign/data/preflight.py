@@ -9,11 +9,11 @@ from transformers import PreTrainedTokenizerBase
 
 from specalign.data.bad_rows import listed
 from specalign.data.examples import Columns, Split
-from specalign.data.files import is_folder, is_local, require_file
 from specalign.data.prompts import Prompt
 from specalign.data.sources import HUB, HubSet, Reading, has_splits, hub_set, read_examples, split_note
 from specalign.data.turns import DATE, Template, adds_end, writes_date
 from specalign.errors import UserError
+from specalign.names import is_folder, is_local, require_file
 from specalign.preflight import Caution
 
 ROWS = 32

@@ -21,9 +21,10 @@ from specalign.data.examples import (
     example_from_row,
     with_distinct_ids,
 )
-from specalign.data.files import ENDINGS, Rows, is_file_name, is_folder, is_local, local_rows
+from specalign.data.files import Rows, local_rows
 from specalign.data.splits import disjoint, part_of
 from specalign.errors import UserError, unknown
+from specalign.names import ENDINGS, is_file_name, is_folder, is_local
 from specalign.terminal import say
 
 

@@ -27,6 +27,7 @@ from specalign.models.gguf import builtin_gguf, convert_gguf
 from specalign.models.hub import cached_folder, require_on_hub
 from specalign.models.probe import require_own_logits
 from specalign.models.weights import quiet_loading, require_finite, require_fit, require_whole_files
+from specalign.names import require_model_name
 
 Attention = Literal["auto", "sdpa", "eager", "flash_attention_2"]
 Quantization = Literal["none", "4bit", "8bit"]
@@ -83,20 +84,12 @@ def resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 def resolve_model(name: str) -> str:
     """What transformers should load for ``name``: a hub id or the path of a checkpoint folder."""
+    require_model_name(name)
     if name.startswith("builtin:"):
         return str(convert_gguf(builtin_gguf(name.removeprefix("builtin:"))))
-    path = Path(name)
     if name.endswith(".gguf"):
-        if not path.is_file():
-            raise UserError(f"no such model file: {name}")
-        return str(convert_gguf(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise UserError(f"{name} is not a model folder: it has no config.json")
-        return str(path)
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        raise UserError(f"no such model folder: {name} (on the hub a model is owner/name)")
-    return name
+        return str(convert_gguf(Path(name)))
+    return str(Path(name)) if Path(name).is_dir() else name
 
 
 def local_folder(source: str) -> Path | None:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from specalign.config import flag_value, parse_flags
 from specalign.errors import UserError, run_cli, unknown
-from specalign.folders import removable, require_usable
+from specalign.folders import is_empty, removable, require_usable
+from specalign.names import require_data_name, require_model_name
 from specalign.terminal import say
 from specalign.training.config import TrainConfig
 from specalign.training.recipe import check, completed, resolve, with_prompt
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     if words and words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:])
         return
-    found = _writable(configs(words))
+    found = _possible(configs(words))
     from specalign.training.session import train_all
 
     train_all(found)
@@ -64,10 +65,18 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
     return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
 
 
-def _writable(found: list[TrainConfig]) -> list[TrainConfig]:
-    """Raises UserError where an output folder cannot be one, before torch is imported."""
+def _possible(found: list[TrainConfig]) -> list[TrainConfig]:
+    """Raises UserError, before torch is imported, for an output that cannot be one, or inputs that are not there.
+
+    A run that is there already may have lost its inputs: what it can do without them is its own to say.
+    """
     for config in found:
         require_usable(config.output)
+        if is_empty(config.output):
+            for name in (config.teacher.model, config.student.model, config.objective.reference):
+                if name:
+                    require_model_name(name)
+            require_data_name(config.data.source)
     return found
 
 
@@ -127,7 +136,7 @@ def plan(words: Sequence[str]) -> None:
 
 def check_first(words: Sequence[str]) -> None:
     """Check what a run would need, without loading a weight."""
-    found = _writable(configs(words))
+    found = _possible(configs(words))
     from transformers.utils.logging import set_verbosity_error
 
     from specalign.preflight import report

@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from specalign.data import Example, load_examples
-from specalign.data.files import ENDINGS
 from specalign.data.preflight import licence
 from specalign.errors import UserError
+from specalign.names import ENDINGS
 
 ROWS = [{"document": "one", "reference": "1"}, {"document": "zwei, ü", "reference": "2"}]
 EXAMPLES = [Example("1", "one", "1"), Example("2", "zwei, ü", "2")]
