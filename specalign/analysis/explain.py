@@ -218,13 +218,12 @@ def reason(costs: StepCosts, tau: float, choice: Outlook, measured: float, quant
         advice = f"no other gamma would do better than {choice.gamma}"
     else:
         advice = f"with gamma = {choice.gamma} you would get {choice.speedup:.2f}x"
-    unclear = (tau > costs.price) != (measured > 1)
-    if choice.speedup <= 1 and (unclear or measured <= 1):
-        advice = f"no gamma pays (best: {choice.gamma}, {choice.speedup:.2f}x)"
-    if unclear:
+    if choice.speedup <= 1:
+        advice = f"by the model no gamma pays (best: {choice.gamma}, {choice.speedup:.2f}x)"
+    if (tau > costs.price) != (measured > 1):
         return (
-            f"measured at {measured:.2f}x, by the medians of its steps {tau / costs.price:.2f}x: too close to the "
-            f"plain target to give one reason; {advice}."
+            f"measured at {measured:.2f}x, by the medians of its steps {tau / costs.price:.2f}x: they disagree, so no "
+            f"one reason is given; {advice}."
         )
     if measured > 1:
         return f"faster: a step emits more tokens than it costs; {advice}."

@@ -20,7 +20,7 @@ from specalign.reports.style import save_png
 from specalign.reports.svg import inline_svg
 from specalign.reports.tables import comparison, escape
 from specalign.results import BenchmarkResult
-from specalign.run_files import read_result, require_untouched
+from specalign.run_files import require_untouched
 
 REPORT_FILE = "report.md"
 PAGE_FILE = "report.html"
@@ -52,7 +52,7 @@ def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> 
     Raises UserError where they are not comparable (metric definitions, data, prompts, dtype or lengths differ), unless
     ``force`` is set: the differences are then named in the comparison.
     """
-    results = [read_result(run) for run in runs]
+    results = [result_so_far(run) for run in runs]
     differences = _differences(results)
     if differences and not force:
         raise UserError(
@@ -94,4 +94,11 @@ def _differences(results: Sequence[BenchmarkResult]) -> list[str]:
 
 def _machine(result: BenchmarkResult) -> str:
     hardware = result.provenance.get("hardware", {})
-    return f"{result.target.source} on {hardware.get('gpu') or hardware.get('cpu')}, {result.provenance.get('created')}"
+    made = result.n_effective + result.n_failed
+    part = (
+        "" if result.status == "complete" else f"; {result.status}: {made} of {result.n_requested} generations"
+    )
+    return (
+        f"{result.target.source} on {hardware.get('gpu') or hardware.get('cpu')}, "
+        f"{result.provenance.get('created')}{part}"
+    )

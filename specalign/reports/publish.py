@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from specalign.analysis.partial import with_true_status
 from specalign.analysis.recompute import untrue_figures
 from specalign.errors import UserError
 from specalign.files import compress
@@ -26,7 +27,8 @@ def publish(run: Path, output: Path | None = None, *, most_bytes: int) -> Path:
     """
     files = read_run(run)
     if files.result.status != "complete":
-        raise UserError(f"{run} is {files.result.status}: only a complete run is published")
+        status = with_true_status(run, files.result).status
+        raise UserError(f"{run} is {status}: only a complete run is published")
     if wrong := untrue_figures(files):
         raise UserError(f"{run}: {wrong[0]}")
     output = output or Path("reports") / published_name(files.result)

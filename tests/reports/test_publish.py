@@ -68,8 +68,8 @@ def test_what_is_not_published(plain: Path, tmp_path: Path) -> None:
     write_result(plain, replace(result, rows=rows))
     with pytest.raises(UserError, match="n_effective is 1"):
         main(["publish", str(plain), *output])
-    write_result(plain, replace(result, status="interrupted"))
-    with pytest.raises(UserError, match="only a complete run is published"):
+    write_result(plain, replace(result, status="running"))  # killed: no command holds its folder
+    with pytest.raises(UserError, match="is interrupted: only a complete run is published"):
         main(["publish", str(plain), *output])
     assert not (tmp_path / "out").exists()
     write_result(plain, result)

@@ -227,3 +227,11 @@ def _elements(page: str) -> set[tuple[str, tuple[str, ...]]]:
     parser = _Parser()
     parser.feed(page)
     return parser.seen - {("td", ("class", "title"))}
+
+
+def test_a_killed_run_is_compared_by_what_it_left(make_run: Callable[..., Path], tmp_path: Path) -> None:
+    """It says "running", without rows: both come from its records, and the comparison says so."""
+    runs = [make_run("whole"), make_run("killed", status="running", rows=[])]
+    whole, killed = compare_runs(runs, tmp_path / "out").read_text(encoding="utf-8").split("### killed", 1)
+    assert "; interrupted: " in whole
+    assert "| gkd | 3 |" in killed
