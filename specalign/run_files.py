@@ -1,7 +1,7 @@
 """Reading and writing what a run left: `result.json`, `records.jsonl`, `probes.jsonl`.
 
-What stands in them is said in ``specalign/results.py`` and ``specalign/probes.py``. A file that was damaged, cut off or
-changed is refused by one line; the plain form and the compressed one (``.gz``) are read alike.
+What stands in them is said in ``results.py``, ``records.py`` and ``probes.py``. A file that was damaged, cut off
+or changed is refused by one line; the plain form and the compressed one (``.gz``) are read alike.
 """
 
 from __future__ import annotations
