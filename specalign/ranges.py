@@ -22,6 +22,8 @@ MANY = 2**53
 LONGEST = 2**20
 """Tokens."""
 LONGEST_DRAFT = 128
+DEEPEST = 2**12
+"""Layers of a model."""
 MOST_AT_ONCE = 2**16
 """Of what is held or made at a time: prompts of a batch, requests in flight, repeats of a measurement."""
 
@@ -30,6 +32,8 @@ CountOrZero = Annotated[int, Interval(ge=0, le=MANY), arg(metavar="INT>=0")]
 Batch = Annotated[int, Interval(ge=1, le=MOST_AT_ONCE), arg(metavar="1..65536")]
 Batches = Annotated[tuple[Batch, ...], arg(metavar="[1..65536 ...]")]
 Tokens = Annotated[int, Interval(ge=1, le=LONGEST), arg(metavar="1..1048576")]
+Depth = Annotated[int, Interval(ge=1, le=DEEPEST), arg(metavar="1..4096")]
+DepthOrZero = Annotated[int, Interval(ge=0, le=DEEPEST), arg(metavar="0..4096")]
 Layers = Annotated[tuple[CountOrZero, ...], arg(metavar="[INT>=0 ...]")]
 Gamma = Annotated[int, Interval(ge=1, le=LONGEST_DRAFT), arg(metavar="1..128")]
 Gammas = Annotated[tuple[Gamma, ...], MinLen(1), arg(metavar="1..128 ...")]

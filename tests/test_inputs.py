@@ -222,6 +222,7 @@ EARLY = [
     ("training", "--method sft --objective.hyper beta=0.5", "unknown hyper-parameter of cross_entropy 'beta'"),
     ("training", "--logging.trackers tensorbord", "did you mean 'tensorboard'"),
     ("training", "--optimiser.batch 1000000000000000", "optimiser.batch must be at most 65536"),
+    ("training", "--student.n-layers 1000000000000000", "student.n_layers must be at most 4096"),
     ("training", "--teacher.model ./nowhere", "no such model folder: ./nowhere"),
     ("training", "check --student.model {tmp}", "is not a model folder: it has no config.json"),
     ("training", "--data nowhere.jsonl", "no such data file: nowhere.jsonl"),

@@ -21,6 +21,8 @@ from specalign.ranges import (
     Batch,
     Count,
     CountOrZero,
+    Depth,
+    DepthOrZero,
     Device,
     Gamma,
     Layers,
@@ -70,9 +72,9 @@ class StudentConfig:
     """An existing smaller model (named like the teacher); empty: a slice of the teacher."""
     layers: Layers = ()
     """Teacher layers of the slice, first and last included; empty: n_layers of them, chosen by pick."""
-    n_layers: Count = 4
+    n_layers: Depth = 4
     """Layers of the slice where they are not listed."""
-    n_encoder_layers: CountOrZero = 0
+    n_encoder_layers: DepthOrZero = 0
     """Encoder layers of an encoder-decoder teacher's slice; 0: all of them, since most of the cost is the decoder."""
     pick: Literal["ends", "even", "influence"] = "ends"
     """Which layers: half from either end, evenly spread, or those that turn the hidden state most (a short probe)."""
