@@ -275,3 +275,13 @@ def _bare(kind: type) -> Iterator[str]:
         elif hint in (int, float, tuple[int, ...], tuple[float, ...]):
             yield name
     assert {each.name for each in fields(kind)} <= set(get_type_hints(kind))
+
+
+@pytest.mark.parametrize(
+    ("name", "hyper"), [("accepted_length", {"gamma": 10**15}), ("forward_kl", {"temperature": 1e300})]
+)
+def test_hyper_parameters_that_no_loss_can_compute_with(name: str, hyper: dict[str, float]) -> None:
+    from specalign.losses import objective
+
+    with pytest.raises(UserError, match=f"objective {name}: "):
+        objective({name: 1.0}, hyper)

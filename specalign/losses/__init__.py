@@ -214,7 +214,7 @@ def objective(
     trial = torch.zeros(2, 3)
     try:
         built(trial, trial, labels=torch.zeros(2, dtype=torch.long))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:  # torch: too large to allocate
         raise UserError(f"objective {' + '.join(weights)}: {error}") from None
     return built
 
