@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -163,4 +165,16 @@ COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {
 
 def entry() -> None:
     """Console script."""
-    sys.exit(run_cli(PROGRAM, lambda: main(sys.argv[1:])))
+    code = run_cli(PROGRAM, lambda: main(sys.argv[1:]))
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        _leave(code)
+    sys.exit(code)
+
+
+def _leave(code: int) -> None:
+    """End a launcher's process without native clean-up: gloo's threads now and then abort in it after all work is done
+    ("terminate called without an active exception"), and the launcher then ends the other processes."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -84,7 +84,7 @@ def test_a_crashed_run_is_reported_as_far_as_it_came(
     shown = json.loads(capsys.readouterr().out)
     assert sum(row["n_effective"] for row in shown["rows"]) == 6
     report = (run / "report.md").read_text()
-    assert "the run is running: 6 of 8 generations are there" in report
+    assert "the run is interrupted: 6 of 8 generations are there" in report
     assert "line 7: cut off" in report
 
 
