@@ -67,8 +67,8 @@ def require_same(config: TrainConfig, ours: Mapping[str, str]) -> None:
     for what in sorted(theirs.keys() & ours.keys()):
         if theirs[what] != ours[what]:
             raise UserError(
-                f"{config.output} was made of another {what} ({_short(theirs[what])}, now {_short(ours[what])}): "
-                f"restore it, or {folders.advice(config.output, folder.inputs(config))}"
+                f"the {what} of {config.output} changed ({_short(theirs[what])}, now {_short(ours[what])}): "
+                f"restore what it was, or {folders.advice(config.output, folder.inputs(config))}"
             )
 
 

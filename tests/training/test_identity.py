@@ -42,11 +42,15 @@ def other_teacher(folder: Path) -> None:
 
 
 CHANGES = {
-    "fewer rows": (fewer_rows, "data", r"another training rows \(12, \w{12}, now 5, \w{12}\)"),
-    "other references": (other_references, "data", r"another training rows \(12, \w{12}, now 12, \w{12}\)"),
-    "other validation": (other_validation, "data", r"another validation rows"),
-    "other teacher": (other_teacher, "teacher", r"another teacher \(\w{12}, now \w{12}\)"),
-    "other student": (other_teacher, "student", r"another student"),
+    "fewer rows": (fewer_rows, "data", r"training rows of .* changed \(12, \w{12}, now 5, \w{12}\)"),
+    "other references": (
+        other_references,
+        "data",
+        r"training rows of .* changed \(12, \w{12}, now 12, \w{12}\)",
+    ),
+    "other validation": (other_validation, "data", r"validation rows of .* changed"),
+    "other teacher": (other_teacher, "teacher", r"teacher of .* changed \(\w{12}, now \w{12}\)"),
+    "other student": (other_teacher, "student", r"student of .* changed"),
 }
 
 
@@ -80,9 +84,7 @@ def test_a_change_is_refused(
                 train_all([made])
     change, what, message = CHANGES[name]
     change(tmp_path / what)
-    with pytest.raises(
-        UserError, match=rf"run was made of {message}.*: restore it, or choose another --output"
-    ):
+    with pytest.raises(UserError, match=rf"the {message}.*: restore what it was, or choose another --output"):
         train_all([made])
 
 
