@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs" / "decoding.md"
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs" / "decoding.md"
 
 
 def test_every_self_contained_example_runs(tmp_path: Path) -> None:
@@ -17,3 +19,13 @@ def test_every_self_contained_example_runs(tmp_path: Path) -> None:
         example = tmp_path / "example.py"
         example.write_text(block, encoding="utf-8")
         runpy.run_path(str(example))
+
+
+def test_the_table_of_copies_comes_out_of_its_file() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*copying[^)]*)\)", text)
+    replay = json.loads((ROOT / name).read_text(encoding="utf-8"))["replay"]
+    for kind, gammas in replay.items():
+        drafters = ("prompt_lookup", "suffix_lookup")
+        cells = [f"{gammas[gamma][drafter]['speedup']:.2f}" for drafter in drafters for gamma in "138"]
+        assert f"| {kind} | {' | '.join(cells)} |" in text
