@@ -186,10 +186,13 @@ def _check_vllm(config: BenchConfig) -> None:
         )
     if config.compose or set(config.include) - {LOOKUP}:
         raise UserError(f"--compose and drafters without a model other than {LOOKUP} are our engine's")
-    if config.target.quantization != "none" or config.decoding.runtime != "auto":
+    if (config.target.quantization, config.target.attn, config.decoding.runtime) != ("none", "auto", "auto"):
         raise UserError(
-            "target.quantization and decoding.runtime are our engine's; pass vLLM's with --engine-arguments"
+            "target.quantization, target.attn and decoding.runtime are our engine's; "
+            "pass vLLM's with --engine-arguments"
         )
+    if config.engine.endpoint and (config.engine.python or config.engine.arguments):
+        raise UserError("--engine-python and --engine-arguments start servers: leave them out with --endpoint")
 
 
 ENGINE_CHECKS = {"own": _check_own_engine, "vllm": _check_vllm}

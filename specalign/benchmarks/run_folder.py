@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from specalign import folders
 from specalign.analysis.load_rows import load_rows
 from specalign.analysis.summary import summarise
@@ -83,6 +85,8 @@ def _fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Benc
         say(f"{config.output} is complete already; --overwrite runs it again")
         return before
     require_passed(findings(config, data=False))
+    if config.threads:
+        torch.set_num_threads(config.threads)  # with servers too: differences are judged here
     decoding = begin(config)
     result = _opening(config, decoding, checkpoints)
     _prepare(config, before, result)

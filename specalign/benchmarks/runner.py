@@ -40,8 +40,6 @@ def run(config: BenchConfig) -> BenchmarkResult:
 
 
 def _begin(config: BenchConfig) -> Decoding:
-    if config.threads:
-        torch.set_num_threads(config.threads)
     suite = with_costs(load_suite(config), config)
     plan = cells(suite, config)
     facts = fact_probes(suite)

@@ -100,7 +100,10 @@ def _engine(config: BenchConfig) -> Engine:
 def _arguments(config: BenchConfig) -> list[str]:
     """Prompts repeat under load: a prefix cache would answer them from memory."""
     dtype = resolve_dtype(config.target.dtype, resolve_device(config.device))
-    own = model_arguments(resolve_model(config.target.model), SERVED_NAME, str(dtype))
+    trusted = config.target.trust_remote_code
+    own = model_arguments(
+        resolve_model(config.target.model), SERVED_NAME, str(dtype), trust_remote_code=trusted
+    )
     return [*own, "--no-enable-prefix-caching", *shlex.split(config.engine.arguments)]
 
 

@@ -48,9 +48,10 @@ def require_vllm(python: str) -> str:
     return version
 
 
-def model_arguments(model: str, served_name: str, dtype: str) -> list[str]:
+def model_arguments(model: str, served_name: str, dtype: str, *, trust_remote_code: bool) -> list[str]:
     """What a server is told of its model: path or hub id, the name it answers to, and the dtype as torch says it."""
-    return ["--model", model, "--served-model-name", served_name, "--dtype", dtype.removeprefix("torch.")]
+    words = ["--model", model, "--served-model-name", served_name, "--dtype", dtype.removeprefix("torch.")]
+    return [*words, *(["--trust-remote-code"] if trust_remote_code else [])]
 
 
 @contextmanager

@@ -94,9 +94,10 @@ def _serving(config: TrainConfig, log: Path) -> Iterator[Server]:
         yield connect(config.engine.endpoint)
         return
     dtype = resolve_dtype(config.teacher.dtype, resolve_device(config.device))
+    trusted, model = config.teacher.trust_remote_code, resolve_model(config.teacher.model)
     words = [
         *memory_share(config),
-        *model_arguments(resolve_model(config.teacher.model), SERVED_NAME, str(dtype)),
+        *model_arguments(model, SERVED_NAME, str(dtype), trust_remote_code=trusted),
         *config.engine.words,
     ]
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -85,6 +86,24 @@ def test_a_server_takes_what_the_loaded_teacher_leaves(make: Make, monkeypatch: 
     assert served.memory_share(make(*asked, own)) == []
     monkeypatch.setattr(served, "resolve_device", lambda name: torch.device("cpu"))
     assert served.memory_share(make(*asked)) == []
+
+
+def test_the_teachers_code_is_trusted_by_the_server_where_it_is_by_us(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[bool] = []
+
+    def serving(_python: str, words: list[str], _log: Path) -> AbstractContextManager[None]:
+        told.append("--trust-remote-code" in words)
+        return nullcontext()
+
+    monkeypatch.setattr(served, "serving", serving)
+    for more in ([], ["--teacher.trust-remote-code"]):
+        with served._serving(
+            make("--rollout-engine", "vllm", "--engine-python", "python", *more), tmp_path / "log"
+        ):
+            pass
+    assert told == [False, True]
 
 
 def test_a_server_with_another_tokenizer_is_refused(make: Make, serve: Serve) -> None:
