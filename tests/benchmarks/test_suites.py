@@ -27,7 +27,9 @@ def test_distillspecs_suites_are_as_in_the_paper() -> None:
 
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: path.stem)
-def test_shipped_suites_load(path: Path) -> None:
+def test_shipped_suites_load(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("question.jsonl").touch()  # a user's own copy of Spec-Bench
     config = parse_run(["--suite", str(path), "--limit", "3"])
     assert config.target.model
     assert "{document}" in config.data.prompt
