@@ -11,7 +11,7 @@ def test_the_table_comes_out_of_its_file() -> None:
     curves = json.loads((ROOT / "benchmarks/results/2026-11-27_learning_cpu-2core.json").read_text())["curves"]
     text = (ROOT / "training" / "README.md").read_text(encoding="utf-8")
     rows = [
-        f"| {curve['method']} | {curve['lr']:g} | "
+        f"| {curve['method']} | {curve['lr']:g} | {curve['warmup_steps']} | "
         + " | ".join(
             f"{point['alpha']:.3f} / {point['agreement']:.3f}"
             for point in curve["points"]
@@ -19,7 +19,7 @@ def test_the_table_comes_out_of_its_file() -> None:
         )
         + " |"
         for curve in curves
-        if curve["start"] == "aligned" and curve["warmup_steps"] == 20
+        if curve["start"] == "aligned"
     ]
     assert rows
     for row in rows:
