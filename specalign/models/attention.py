@@ -20,7 +20,7 @@ def attention_for(model: PreTrainedModel, *, masked: bool) -> Iterator[None]:
     Its kernels know padding and causality only, not the masks between single tokens (``masked``) by which rows of
     different lengths decode together and branches share a trunk; and they take half precision alone.
     """
-    config = model.get_decoder().config
+    config = getattr(model.get_decoder(), "config", model.config)  # ModernBERT's "decoder" is its head
     if config._attn_implementation != FLASH or (not masked and compute_dtype(model) in HALF):
         yield
         return

@@ -48,6 +48,7 @@ def test_each_stage_runs_and_leaves_its_archive(
 ) -> None:
     """In their order, as a report needs the students of the stage before it."""
     monkeypatch.setenv("SPECALIGN_CACHE", str(work / "cache"))
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # under which pytest-benchmark writes no file
     run = script("run")
     words = [stage, "--device", "cpu", "--tiny", "--work", str(work), "--archives", str(work / "out")]
     assert run.main(words) == 0
