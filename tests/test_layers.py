@@ -1,6 +1,7 @@
 """The layers of the package: who may import whom, and what stays instant."""
 
 import ast
+import re
 import subprocess
 import sys
 from graphlib import CycleError, TopologicalSorter
@@ -152,3 +153,10 @@ def _packages(name: str) -> list[str]:
     """The packages that a module lies in: importing it imports them first, which is no circle."""
     parts = name.split(".")
     return [".".join(parts[:n]) for n in range(1, len(parts))]
+
+
+def test_no_kind_of_drafter_is_told_by_its_class_outside_the_engine() -> None:
+    """Drafters say of themselves what they are, so that a new kind is a matter of ``decoding`` alone."""
+    kinds = r"isinstance\([^)]*(Drafter|Lookup|Hybrid)\b"
+    found = [path for path in PACKAGE.rglob("*.py") if re.search(kinds, path.read_text(encoding="utf-8"))]
+    assert not [path for path in found if path.parent != PACKAGE / "decoding"]

@@ -121,8 +121,8 @@ def fingerprints(suite: Suite) -> dict[str, list[float]]:
     """Method -> some logits of its model on a few tokens, by which a resumed run knows that it is the same."""
     found = {TARGET: fingerprint(suite.target.model)}
     for name, drafter in suite.drafters.items():
-        if isinstance(drafter, ModelDrafter):
-            found[name] = fingerprint(drafter.model)
+        if drafter and drafter.alone:
+            found[name] = fingerprint(drafter.alone.model)
     return found
 
 
