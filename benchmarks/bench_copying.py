@@ -16,16 +16,17 @@ import inspect
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-from specalign.decoding import DraftCosts, generate
-from specalign.decoding.copying import Copier, _ngram_copier, _SuffixCopier
-from specalign.decoding.draft_length import DraftLengths
-from specalign.decoding.suffix_index import SuffixIndex
+import torch
+
+from specalign.decoding import DraftCosts, Drafter, PromptLookup, SuffixIndex, SuffixLookup, generate
+from specalign.decoding.sampling import Sampling
 from specalign.files import write_json
 from specalign.models.load import load_model, load_tokenizer
 
@@ -133,33 +134,25 @@ def microseconds(n: int) -> float:
 
 def replayed(texts: Sequence[Text]) -> dict[str, dict[str, dict[str, float]]]:
     """gamma -> drafter -> figures."""
-
-    def suffix(prompt: list[int]) -> Copier:
-        return _SuffixCopier(prompt, None)
-
-    def ngram(prompt: list[int]) -> Copier:
-        return _ngram_copier(prompt, 3)
-
-    kinds = {"prompt_lookup": (ngram, False), "suffix_lookup": (suffix, True)}
+    drafters: dict[str, Drafter] = {"prompt_lookup": PromptLookup(), "suffix_lookup": SuffixLookup(COSTS)}
     return {
-        str(gamma): {
-            name: replay(texts, make, gamma, adaptive).figures() for name, (make, adaptive) in kinds.items()
-        }
+        str(gamma): {name: replay(texts, drafter, gamma).figures() for name, drafter in drafters.items()}
         for gamma in GAMMAS
     }
 
 
-def replay(texts: Sequence[Text], make: Callable[[list[int]], Copier], gamma: int, adaptive: bool) -> Tally:
+def replay(texts: Sequence[Text], drafter: Drafter, gamma: int) -> Tally:
     """Draft along every output as greedy decoding would."""
+    target: Any = SimpleNamespace(
+        model=SimpleNamespace(device=torch.device("cpu"))
+    )  # all that copying asks of it
     tally = Tally()
     for prompt, output in texts:
-        copier, lengths = make(list(prompt)), DraftLengths(COSTS, 1)
+        drafting = drafter.start([prompt], len(output), Sampling(0.0), target)
         sequence, place = list(prompt), 0
         while place < len(output):
-            limit = min(gamma, len(output) - place - 1)
-            ids, trust = copier(sequence, limit) if limit else ([], [])
-            if adaptive:
-                ids = paying(lengths, sequence, limit, ids, trust)
+            draft = drafting.draft([sequence], [min(gamma, len(output) - place - 1)], None)
+            ids = draft.ids[0, : draft.counts[0]].tolist()
             right = next((n for n, token in enumerate(ids) if token != output[place + n]), len(ids))
             emitted = output[place : place + right + 1]
             sequence, place = [*sequence, *emitted], place + len(emitted)
@@ -167,19 +160,6 @@ def replay(texts: Sequence[Text], make: Callable[[list[int]], Copier], gamma: in
             tally.cost += COSTS.cost(len(ids))
             tally.drafted, tally.accepted = tally.drafted + len(ids), tally.accepted + right
     return tally
-
-
-def paying(
-    lengths: DraftLengths, sequence: list[int], limit: int, ids: list[int], trust: list[float]
-) -> list[int]:
-    """The part of a copy that is expected to pay, remembered as drafted."""
-    lengths.settle([sequence])
-    lengths.begin([limit])
-    (row,) = lengths.rows
-    _, n = row.promise(trust, min(len(ids), limit))
-    for confidence in trust[:n]:
-        row.drafted(confidence)
-    return ids[:n]
 
 
 def by_match(texts: Sequence[Text]) -> dict[str, dict[str, Any]]:
