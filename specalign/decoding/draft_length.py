@@ -214,6 +214,10 @@ class DraftLengths:
         for row, confidence in zip(self.rows, confidences, strict=True):
             row.drafted(confidence)
 
+    def promise(self, limits: Sequence[int]) -> list[float]:
+        """What each row's draft of up to ``limits`` tokens is expected to gain beyond its cost."""
+        return [row.promise((), limit)[0] for row, limit in zip(self.rows, limits, strict=True)]
+
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self.rows, self.before = [self.rows[row] for row in rows], [self.before[row] for row in rows]

@@ -8,15 +8,13 @@ from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import PreTrainedModel
 
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
-from specalign.decoding.sampling import Sampling, probabilities, sample
+from specalign.decoding.model_rows import ModelRows, confidence
+from specalign.decoding.sampling import Sampling, sample
 from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
-from specalign.decoding.transfer import to_device
-from specalign.models.properties import context_limit
 
 
 @dataclass(frozen=True)
@@ -128,45 +126,50 @@ class ModelDrafter:
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
         """Prefill the drafter."""
-        free = rooms(self.model, decoder_sequences(self.model, prompts))
-        if free is not None and max(free) < 1:
+        if fills_context(self.model, prompts):
             return Undrafted(self.model.device)
         session = Session.start(self.alone, prompts, n_new)
         lengths = None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts))
-        return _ModelDrafting(session, sampling, target.head.width, lengths)
+        return _ModelDrafting(ModelRows(session, sampling, target.head.width), lengths)
+
+
+def fills_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> bool:
+    """Whether every prompt leaves the model no room to draft."""
+    free = rooms(model, decoder_sequences(model, prompts))
+    return free is not None and max(free) < 1
 
 
 class _ModelDrafting:
     """One request of a ModelDrafter. Drafting gamma tokens never waits for the device."""
 
-    def __init__(self, session: Session, sampling: Sampling, width: int, lengths: DraftLengths | None) -> None:
-        self.session, self.sampling, self.width, self.lengths = session, sampling, width, lengths
-        self.context = context_limit(session.model)
+    def __init__(self, rows: ModelRows, lengths: DraftLengths | None) -> None:
+        self.rows, self.lengths = rows, lengths
 
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
     ) -> Draft:
         """x_1, ..., x_n ~ q, one forward call each; nothing beyond the drafter's context."""
-        limits = self._within_context(sequences, limits)
+        session, kept = self.rows.session, self.rows.ids
+        limits = self.rows.within_context(sequences, limits)
         if self.lengths:
             self.lengths.settle(sequences)
             self.lengths.begin(limits)
         if not any(limits) or (self.lengths and not self.lengths.go_on()):
-            return nothing(len(sequences), self.session.model.device)
-        pending = self._pending(sequences)
+            return nothing(len(sequences), session.model.device)
+        pending = self.rows.pending(sequences)
         ids: list[Tensor] = []
         peaks: list[Tensor] = []
         distributions: list[Tensor] = []
         while True:
-            logits = self.session.extend(pending)[:, -1]
-            q = None if self.sampling.greedy else self._distribution(logits)
-            pending = (self._likeliest(logits) if q is None else sample(q, generator)).unsqueeze(1)
+            logits = session.extend(pending)[:, -1]
+            q = None if kept.sampling.greedy else kept.distribution(logits)
+            pending = (kept.likeliest(logits) if q is None else sample(q, generator)).unsqueeze(1)
             ids.append(pending)
             peaks.append(logits.amax(-1))
             if q is not None:
                 distributions.append(q)
             if self.lengths:
-                self.lengths.drafted(self._confidence(logits, q, pending))
+                self.lengths.drafted(confidence(logits, q, pending))
             if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
@@ -176,62 +179,10 @@ class _ModelDrafting:
     def promise(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[float]:
         """By the mean acceptance so far: what a token will be trusted with is known once it is drafted."""
         assert self.lengths, "a drafter without costs promises nothing"
-        within = self._within_context(sequences, limits)
-        return [row.promise((), limit)[0] for row, limit in zip(self.lengths.rows, within, strict=True)]
-
-    def _within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
-        if self.context is None:
-            return limits
-        return [max(0, min(n, self.context - len(text))) for n, text in zip(limits, sequences, strict=True)]
-
-    def _confidence(self, logits: Tensor, q: Tensor | None, ids: Tensor) -> list[float]:
-        """The drafter's probability of each row's token [B, 1]; at temperature 1 where decoding is greedy."""
-        if q is None:
-            likeliest: list[float] = logits.float().softmax(-1).amax(-1).nan_to_num().tolist()
-            return likeliest
-        drawn: list[float] = q.gather(-1, ids).squeeze(-1).nan_to_num().tolist()
-        return drawn
+        return self.lengths.promise(self.rows.within_context(sequences, limits))
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self.session.keep(rows)
+        self.rows.session.keep(rows)
         if self.lengths:
             self.lengths.keep(rows)
-
-    def _pending(self, sequences: Sequence[Sequence[int]]) -> Tensor:
-        """What the cache lacks of its rows: the last token, or two where the last draft was accepted whole.
-
-        Rejected drafts are forgotten here. Every row gets as many tokens as the neediest: feeding a cached
-        token again writes the same entries.
-        """
-        shortest = min(map(len, sequences))
-        while (n := self._lacking(sequences)) > shortest:  # more than another row has: a part of it first
-            begins = [
-                min(length, len(sequence) - shortest)
-                for sequence, length in zip(sequences, self.session.lengths, strict=True)
-            ]
-            parts = [
-                sequence[begin : begin + shortest] for sequence, begin in zip(sequences, begins, strict=True)
-            ]
-            self.session.rollback(begins)
-            self.session.extend(to_device(parts, self.session.model.device))
-        self.session.rollback([len(sequence) - n for sequence in sequences])
-        return to_device([sequence[-n:] for sequence in sequences], self.session.model.device)
-
-    def _lacking(self, sequences: Sequence[Sequence[int]]) -> int:
-        """Tokens that the neediest row's cache lacks, its last one included."""
-        cached = zip(sequences, self.session.lengths, strict=True)
-        return max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
-
-    def _likeliest(self, logits: Tensor) -> Tensor:
-        """The greedy token of each row, an id of the target's."""
-        kept = self.session.head.ids
-        best = (logits[..., : self.width] if kept is None else logits).argmax(-1)
-        return best if kept is None else kept[best]
-
-    def _distribution(self, logits: Tensor) -> Tensor:
-        """q over the target's ids: 0 where the drafter has no row."""
-        q = probabilities(logits[..., : self.width] if self.session.head.ids is None else logits, self.sampling)
-        if self.session.head.ids is not None:
-            return q.new_zeros(*q.shape[:-1], self.width).index_copy_(-1, self.session.head.ids, q)
-        return functional.pad(q, (0, self.width - q.shape[-1]))

@@ -1,0 +1,85 @@
+"""A drafting model's side of a batch: what its cache lacks of each row, and what its logits say of the target's ids."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+from torch.nn import functional
+
+from specalign.decoding.sampling import Sampling, probabilities
+from specalign.decoding.session import Session
+from specalign.decoding.transfer import to_device
+from specalign.models.heads import Head
+from specalign.models.properties import context_limit
+
+
+class ModelRows:
+    """The rows that a model drafts for, in whichever order it drafts their tokens."""
+
+    def __init__(self, session: Session, sampling: Sampling, width: int) -> None:
+        self.session = session
+        self.ids = DraftIds(session.head, sampling, width)
+        self.context = context_limit(session.model)
+
+    def within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
+        """``limits`` without what lies beyond the model's context."""
+        if self.context is None:
+            return limits
+        return [max(0, min(n, self.context - len(text))) for n, text in zip(limits, sequences, strict=True)]
+
+    def pending(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """[B, n] what the cache lacks of its rows: the last token, and before it what was accepted but not read.
+
+        Rejected drafts are forgotten here. Every row gets as many tokens as the neediest: feeding a cached
+        token again writes the same entries.
+        """
+        shortest = min(map(len, sequences))
+        while (n := self._lacking(sequences)) > shortest:  # more than another row has: a part of it first
+            begins = [
+                min(length, len(sequence) - shortest)
+                for sequence, length in zip(sequences, self.session.lengths, strict=True)
+            ]
+            parts = [
+                sequence[begin : begin + shortest] for sequence, begin in zip(sequences, begins, strict=True)
+            ]
+            self.session.rollback(begins)
+            self.session.extend(to_device(parts, self.session.model.device))
+        self.session.rollback([len(sequence) - n for sequence in sequences])
+        return to_device([sequence[-n:] for sequence in sequences], self.session.model.device)
+
+    def _lacking(self, sequences: Sequence[Sequence[int]]) -> int:
+        """Tokens that the neediest row's cache lacks, its last one included."""
+        cached = zip(sequences, self.session.lengths, strict=True)
+        return max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
+
+
+class DraftIds:
+    """From a drafter's logits [..., V'] to ids of the target's, ``width`` of them; its head may have but some."""
+
+    def __init__(self, head: Head, sampling: Sampling, width: int) -> None:
+        self.kept, self.sampling, self.width = head.ids, sampling, width
+
+    def likeliest(self, logits: Tensor) -> Tensor:
+        """[...] the greedy token."""
+        best = (logits[..., : self.width] if self.kept is None else logits).argmax(-1)
+        return best if self.kept is None else self.kept[best]
+
+    def distribution(self, logits: Tensor) -> Tensor:
+        """[..., width] q: 0 where the drafter has no row."""
+        q = probabilities(logits[..., : self.width] if self.kept is None else logits, self.sampling)
+        if self.kept is not None:
+            return q.new_zeros(*q.shape[:-1], self.width).index_copy_(-1, self.kept, q)
+        return functional.pad(q, (0, self.width - q.shape[-1]))
+
+
+def confidence(logits: Tensor, q: Tensor | None, ids: Tensor) -> list[float]:
+    """The drafter's probability of each row's token [B, 1], from its logits [B, V'] or from q [B, V].
+
+    At temperature 1 where decoding is greedy, which has no q.
+    """
+    if q is None:
+        likeliest: list[float] = logits.float().softmax(-1).amax(-1).nan_to_num().tolist()
+        return likeliest
+    drawn: list[float] = q.gather(-1, ids).squeeze(-1).nan_to_num().tolist()
+    return drawn
