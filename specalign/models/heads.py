@@ -56,9 +56,10 @@ class Head:
 
 
 def head_of(model: PreTrainedModel, ids: Tensor | None = None) -> Head:
-    """The head of a causal or encoder-decoder model; with ``ids`` [V'], only the rows of those ids.
+    """The head of a causal or encoder-decoder model, or an EAGLE head's; with ``ids`` [V'], only the rows of those ids.
 
-    Gradients reach the model's own weight, through the selection too.
+    Gradients reach the model's own weight, through the selection too. ``ids`` are among those of a head that has
+    a part of the vocabulary.
     """
     linear = model.get_output_embeddings()
     assert isinstance(linear, nn.Linear), f"{type(model).__name__} has no linear output head"
@@ -68,9 +69,19 @@ def head_of(model: PreTrainedModel, ids: Tensor | None = None) -> Head:
         linear.bias,
         scale=_output_scale(config),
         softcap=getattr(config, "final_logit_softcapping", None),
+        ids=_own_ids(model),
         packed=getattr(linear, "packed", None),
     )
-    return head if ids is None else _rows(head, ids.to(linear.weight.device))
+    if ids is None:
+        return head
+    ids = ids.to(linear.weight.device)
+    return _rows(head, ids if head.ids is None else torch.searchsorted(head.ids, ids))
+
+
+def _own_ids(model: PreTrainedModel) -> Tensor | None:
+    """[V'] the ids of an EAGLE head's rows; None for all other models, and where it has every row."""
+    found: Any = getattr(model, "draft_ids", None)
+    return found if getattr(model, "is_trimmed", False) else None
 
 
 def pack_head(head: Head) -> Head:
