@@ -71,8 +71,16 @@ def _words(line: str) -> str:
     return line
 
 
+def _function(name: str) -> str:
+    if name and not re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_<][\w.<>]*", name):
+        raise ValueError("must be MODULE:FUNCTION")
+    return name
+
+
 Arguments = Annotated[str, AfterValidator(_words)]
 """Words of a command in one."""
+Function = Annotated[str, AfterValidator(_function), arg(metavar="MODULE:FUNCTION")]
+"""Something that Python imports; empty: nothing."""
 Device = Annotated[str, AfterValidator(_device)]
 Output = Annotated[Path, AfterValidator(_output)]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -106,6 +106,8 @@ class Objective:
     """The teacher's logits are divided by this first: below 1 the target is sharper than the teacher."""
     keep: float = 1.0
     """Share of the tokens that is trained on, those with the largest reducible loss (see select_tokens)."""
+    own: Mapping[str, Loss] = field(default_factory=dict)
+    """Losses of these terms that are not in the table: local to a token, with the teacher's logits."""
 
     def __call__(
         self,
@@ -134,7 +136,7 @@ class Objective:
         if teacher_logits is not None and self.teacher_temperature != 1:
             teacher_logits = teacher_logits / self.teacher_temperature
         columns = [
-            weight * LOSSES[name](student_logits, teacher_logits, labels=labels, **hyper)
+            weight * loss_of(name, self.own)(student_logits, teacher_logits, labels=labels, **hyper)
             for name, weight, hyper in self._local_terms
         ]
         columns = [sum(columns[1:], start=columns[0])] if columns else []
@@ -168,17 +170,17 @@ class Objective:
 
     @property
     def _local_terms(self) -> list[tuple[str, float, Mapping[str, Any]]]:
-        return [term for term in self.terms if NEEDS[term[0]].windows is None]
+        return [term for term in self.terms if needs_of(term[0]).windows is None]
 
     @property
     def _window_terms(self) -> list[tuple[Windows, float, Mapping[str, Any]]]:
-        found = [(NEEDS[name].windows, weight, hyper) for name, weight, hyper in self.terms]
+        found = [(needs_of(name).windows, weight, hyper) for name, weight, hyper in self.terms]
         return [(windows, weight, hyper) for windows, weight, hyper in found if windows is not None]
 
     @property
     def needs_teacher(self) -> bool:
         """Whether the teacher's logits are looked at."""
-        return any(NEEDS[name].teacher for name, _, _ in self.terms)
+        return any(needs_of(name).teacher for name, _, _ in self.terms)
 
 
 def objective(
@@ -187,30 +189,33 @@ def objective(
     *,
     teacher_temperature: float = 1.0,
     keep: float = 1.0,
+    own: Mapping[str, Loss] | None = None,
 ) -> Objective:
     """Build the weighted sum of ``weights``; each of ``hyper`` goes to every term that has such a parameter.
 
+    ``own`` are losses beside the table, by name: like those in it, local to a token and with a teacher.
     Raises UserError for an unknown loss, a weight that is not positive, no weight at all, a parameter that no
     term has, or a value out of range (found by trying the objective on two tokens).
     """
+    own = own or {}
     if not weights:
         raise UserError(f"no objective given (choices: {', '.join(sorted(LOSSES))})")
     hyper = dict(hyper or {})
     terms, used = [], set()
     for name, weight in weights.items():
-        if name not in LOSSES:
-            raise unknown("objective", name, LOSSES)
+        if name not in LOSSES and name not in own:
+            raise unknown("objective", name, [*LOSSES, *own])
         if not weight > 0:
             raise UserError(f"the weight of objective {name!r} must be positive, not {weight:g}")
-        own = {key: value for key, value in hyper.items() if key in hyper_parameters(name)}
-        used |= set(own)
-        terms.append((name, weight, own))
+        chosen = {key: value for key, value in hyper.items() if key in hyper_parameters(name, own)}
+        used |= set(chosen)
+        terms.append((name, weight, chosen))
     for key in set(hyper) - used:
-        choices = {key for name in weights for key in hyper_parameters(name)}
+        choices = {key for name in weights for key in hyper_parameters(name, own)}
         raise unknown(f"hyper-parameter of {' + '.join(weights)}", key, choices)
     if not teacher_temperature > 0:
         raise UserError(f"teacher_temperature must be positive, not {teacher_temperature:g}")
-    built = Objective(tuple(terms), teacher_temperature, keep)
+    built = Objective(tuple(terms), teacher_temperature, keep, own)
     trial = torch.zeros(2, 3)
     try:
         built(trial, trial, labels=torch.zeros(2, dtype=torch.long))
@@ -219,9 +224,19 @@ def objective(
     return built
 
 
-def hyper_parameters(name: str) -> dict[str, Any]:
-    """The hyper-parameters of a loss and their defaults."""
-    parameters = inspect.signature(LOSSES[name]).parameters.values()
+def loss_of(name: str, own: Mapping[str, Loss]) -> Loss:
+    """The loss of a term: one of the table, else of ``own``."""
+    return LOSSES[name] if name in LOSSES else own[name]
+
+
+def needs_of(name: str) -> Needs:
+    """What a term's loss looks at; one beside the table at the teacher's logits, and at its own position."""
+    return NEEDS.get(name, Needs())
+
+
+def hyper_parameters(name: str, own: Mapping[str, Loss] | None = None) -> dict[str, Any]:
+    """The hyper-parameters of a loss and their defaults (``Parameter.empty`` where there is none)."""
+    parameters = inspect.signature(loss_of(name, own or {})).parameters.values()
     return {
         item.name: item.default
         for item in parameters

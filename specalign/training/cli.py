@@ -16,7 +16,7 @@ from specalign.errors import UserError, run_cli, unknown
 from specalign.folders import is_empty, removable, require_usable
 from specalign.names import require_data_name, require_model_name
 from specalign.terminal import say
-from specalign.training.config import TrainConfig
+from specalign.training.config import ObjectiveConfig, TrainConfig
 from specalign.training.recipe import check, completed, resolve, with_prompt
 
 PROGRAM = "specalign-train"
@@ -95,7 +95,8 @@ def _require_shared(first: TrainConfig, config: TrainConfig) -> None:
 def read_config(words: Sequence[str], name: str | None) -> TrainConfig:
     """Flags over arm over recipe over preset over defaults; ``name`` (a method or arm) goes before --method."""
     recipe, flag_method = flag_value(words, "--recipe"), flag_value(words, "--method")
-    base = resolve(TrainConfig(), Path(recipe) if recipe else None, name or flag_method)
+    own = ObjectiveConfig(plugin=flag_value(words, "--objective.plugin") or "")
+    base = resolve(TrainConfig(objective=own), Path(recipe) if recipe else None, name or flag_method)
     config = parse_flags(TrainConfig, words, default=base, program=PROGRAM, description=DESCRIPTION)
     return replace(config, method=base.method) if name else config
 

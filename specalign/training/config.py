@@ -24,6 +24,7 @@ from specalign.ranges import (
     Depth,
     DepthOrZero,
     Device,
+    Function,
     Gamma,
     Layers,
     Name,
@@ -40,6 +41,8 @@ from specalign.ranges import (
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
 Arms = dict[Name, dict[str, Any]]
+PLUGIN = "plugin"
+"""What ``objective.plugin`` is called among the weights."""
 Metric = Literal["alpha", "agreement", "tau", "probe_tau"]
 
 
@@ -186,6 +189,9 @@ class ObjectiveConfig:
     """Objectives and their weights; empty: as the method says."""
     hyper: Weights = field(default_factory=dict)
     """Hyper-parameters by name, such as temperature (KD_TEMP), beta or gamma."""
+    plugin: Function = ""
+    """A loss of your own with the table's signature, imported from the current folder or where Python looks; among the
+    weights it is called plugin, and alone there unless they are given."""
     teacher_temperature: Above0 = 1.0
     """Divides the teacher's logits first; below 1: a sharper teacher, for greedy decoding."""
     keep: ShareAbove0 = 1.0

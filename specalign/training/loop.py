@@ -30,6 +30,7 @@ from specalign.training.journal import Journal, StepReport, last_validation, tra
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice, recomputing
 from specalign.training.optimiser import clip_gradients, gathered_state, rate
+from specalign.training.plugins import NONE, Plugins, identity, plugin_of
 from specalign.training.recipe import completed
 from specalign.training.rollouts import Writer
 from specalign.training.rows import Layout, Row, lay_out
@@ -39,18 +40,24 @@ from specalign.training.sharding import sum_gradients, whole
 from specalign.training.validation import Validation
 
 
-def train(config: TrainConfig, materials: Materials, validation: Validation | None = None) -> Path:
+def train(
+    config: TrainConfig,
+    materials: Materials,
+    validation: Validation | None = None,
+    plugins: Plugins = NONE,
+) -> Path:
     """Train one student into ``config.output`` and return that folder, going on from its last checkpoint.
 
     ``validation`` is what the runs of a command share; None: this run's own.
     """
     config = completed(config)
     path = config.output
-    stamp = provenance.stamp(str(materials.device)) | {IDENTITY: materials.identity(config)}
+    made_of = materials.identity(config) | identity(plugin_of(config.objective, plugins))
+    stamp = provenance.stamp(str(materials.device)) | {IDENTITY: made_of}
     if distributed.rank() == 0:
         folder.claim(config, stamp)
     distributed.wait_for_all()
-    run = start_run(config, materials, validation)
+    run = start_run(config, materials, validation, plugins)
     covered = coverage(run.pair, run.validation)
     if covered and distributed.rank() == 0:
         say(f"{path}: {covered}")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedConfig
 
 from specalign.errors import UserError
-from specalign.losses import NEEDS
+from specalign.losses import needs_of
 from specalign.losses.chunked import chunk_bytes
 from specalign.models.load import BITS, resolve_device, resolve_dtype, resolve_model
 from specalign.models.preflight import device_memory_bytes
@@ -173,7 +173,7 @@ def _flops_per_token(
     if config.student.draft_vocabulary:
         student_head *= min(1.0, config.student.draft_vocabulary / student[0].get_text_config().vocab_size)
     whole = (passes + 2 * own) * (student_body * tokens + student_head * scored)
-    if any(name in NEEDS and NEEDS[name].teacher for name in config.objective.weights):
+    if any(needs_of(name).teacher for name in config.objective.weights):
         whole += 2 * (teacher_body * tokens + teacher_head * scored)
     return whole / scored
 

@@ -15,9 +15,10 @@ from specalign.models.properties import decoder_layers, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
 from specalign.models.vocabulary import n_ids
 from specalign.preflight import Caution, Check, Finding, examine
-from specalign.training.config import UNTRAINED, TrainConfig, require_sliceable
+from specalign.training.config import PLUGIN, UNTRAINED, TrainConfig, require_sliceable
 from specalign.training.distributed import local_device
 from specalign.training.plan import Plan, make_plan
+from specalign.training.plugins import NONE, Plugins
 from specalign.training.rollouts import needs_references
 from specalign.training.writers import WRITERS
 
@@ -25,7 +26,7 @@ Outlined = Callable[[], models.Outline]
 ASKS = "data.max_prompt_tokens", "data.max_response_tokens"
 
 
-def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
+def findings(configs: Sequence[TrainConfig], *, data: bool, plugins: Plugins = NONE) -> list[Finding]:
     """Check the runs of one command: they share models and data and differ in their methods.
 
     ``data`` looks at a few rows too; a run does not need that, since it reads all of them first.
@@ -50,7 +51,7 @@ def findings(configs: Sequence[TrainConfig], *, data: bool) -> list[Finding]:
         checks.append(("responses' engine", lambda: check(config, teacher())))
     for each in configs:
         checks += [
-            (f"method {each.method}", partial(_method, each)),
+            (f"method {each.method}", partial(_method, each, plugins)),
             (f"memory, {each.method}", partial(_memory, each)),
         ]
     found = examine([*checks, *(_data_checks(configs, teacher) if data else [])])
@@ -129,13 +130,16 @@ def _needed(config: TrainConfig) -> tuple[int, int]:
     return config.data.max_prompt_tokens, config.data.max_response_tokens
 
 
-def _method(config: TrainConfig) -> str:
+def _method(config: TrainConfig, plugins: Plugins) -> str:
     from specalign.training.setup import build_objective
 
     if config.method in UNTRAINED:
         return "takes no step"
-    build_objective(config.objective)
-    weights = " + ".join(f"{weight:g} {name}" for name, weight in config.objective.weights.items())
+    build_objective(config.objective, plugins)
+    names = {PLUGIN: config.objective.plugin}
+    weights = " + ".join(
+        f"{weight:g} {names.get(name, name)}" for name, weight in config.objective.weights.items()
+    )
     return f"{weights} on responses by: {(config.rollout.source or '').replace('_', ' ')}"
 
 

@@ -12,6 +12,7 @@ from specalign.config import checked, from_table, read_table
 from specalign.errors import UserError, unknown
 from specalign.templates import prompt_text
 from specalign.training.config import (
+    PLUGIN,
     UNTRAINED,
     BudgetConfig,
     EngineConfig,
@@ -100,7 +101,8 @@ def by_method(config: TrainConfig) -> TrainConfig:
     """The config with what it leaves open as its method says."""
     if config.method not in PRESETS:
         raise unknown("method", config.method, PRESETS)
-    return _filled(_filled(config, PRESETS[config.method]), OTHERWISE)
+    own = {"objective": {"weights": {PLUGIN: 1.0}}} if config.objective.plugin else {}
+    return _filled(_filled(_filled(config, own), PRESETS[config.method]), OTHERWISE)
 
 
 def completed(config: TrainConfig) -> TrainConfig:
@@ -182,16 +184,21 @@ def check(config: TrainConfig) -> None:
 
 
 def _check_objective(objective: ObjectiveConfig) -> None:
-    """Names and weights; what values a hyper-parameter takes, its loss knows."""
+    """Names and weights; what values a hyper-parameter takes, its loss knows, and a plugin also their names."""
     known: set[str] = set()
+    if objective.plugin and PLUGIN not in objective.weights:
+        given = " ".join(f"{name}={weight:g}" for name, weight in objective.weights.items())
+        raise UserError(f"objective.plugin is not among objective.weights ({given}): add {PLUGIN}=1 to them")
     for name, weight in objective.weights.items():
-        if name not in OBJECTIVES:
-            raise unknown("objective", name, OBJECTIVES)
+        if name == PLUGIN and not objective.plugin:
+            raise UserError(f"objective.weights has {PLUGIN}: say which with objective.plugin MODULE:FUNCTION")
+        if name not in OBJECTIVES and name != PLUGIN:
+            raise unknown("objective", name, [*OBJECTIVES, PLUGIN])
         if weight < 0:
             raise UserError(f"objective.weights.{name} must be at least 0, not {weight:g}")
-        known |= set(OBJECTIVES[name].split())
+        known |= set(OBJECTIVES.get(name, "").split())
     for name in objective.hyper:
-        if objective.weights and name not in known:
+        if objective.weights and name not in known and not objective.plugin:
             raise unknown(f"hyper-parameter of {' + '.join(objective.weights)}", name, known)
 
 

@@ -18,15 +18,17 @@ from specalign.training.folder import is_complete
 from specalign.training.identity import model_identity, models_of, require_same, rows_identity
 from specalign.training.loop import train
 from specalign.training.materials import load_data, load_materials
+from specalign.training.plugins import NONE, Plugins, identity, plugin_of
 from specalign.training.preflight import findings
 from specalign.training.recipe import check, completed, with_prompt
 from specalign.training.sharding import require_divisible
 from specalign.training.validation import make_validation
 
 
-def train_all(configs: Sequence[TrainConfig]) -> None:
+def train_all(configs: Sequence[TrainConfig], plugins: Plugins = NONE) -> None:
     """Train each config, on every process of the launcher. Nothing is loaded where all runs are complete.
 
+    ``plugins`` are objectives that a caller has as functions; those that are only named are imported.
     Raises UserError where another command writes into one of their folders.
     """
     configs = [with_prompt(completed(config)) for config in configs]
@@ -39,25 +41,26 @@ def train_all(configs: Sequence[TrainConfig]) -> None:
         if rank() == 0:
             for config in configs:
                 held.enter_context(hold(config.output, "specalign-train"))
-        _train_all(configs)
+        _train_all(configs, plugins)
 
 
-def _train_all(configs: Sequence[TrainConfig]) -> None:
+def _train_all(configs: Sequence[TrainConfig], plugins: Plugins) -> None:
     unfinished = [config for config in configs if not is_complete(config)]
     wait_for_all()  # before rank 0 claims folders that the others still look at
-    leave_complete([config for config in configs if config not in unfinished])
+    leave_complete([config for config in configs if config not in unfinished], plugins)
     if unfinished:
         disable_progress_bar()  # transformers' own bars, one for every file: ours tell what takes time
-        require_passed(findings(unfinished, data=False))
+        require_passed(findings(unfinished, data=False, plugins=plugins))
         materials = load_materials(configs[0])  # what is shared is the first run's, be that one complete or not
         for config in unfinished:
-            require_same(config, materials.identity(config))
+            own = identity(plugin_of(config.objective, plugins))
+            require_same(config, materials.identity(config) | own)
         validation = make_validation(materials)
         for config in unfinished:
-            train(config, materials, validation)
+            train(config, materials, validation, plugins)
 
 
-def leave_complete(configs: Sequence[TrainConfig]) -> None:
+def leave_complete(configs: Sequence[TrainConfig], plugins: Plugins = NONE) -> None:
     """Say that these runs are complete, where they are: the weights as they wrote them, from the same data and models.
 
     Data or models that are not there any more cannot be compared, which is said.
@@ -71,6 +74,7 @@ def leave_complete(configs: Sequence[TrainConfig]) -> None:
                 kind: model_identity(name, trust_remote_code=config.teacher.trust_remote_code)
                 for kind, name in models_of(config).items()
             }
+            found |= identity(plugin_of(config.objective, plugins))
         except UserError as error:
             found, caveat = {}, f"; what it was made of cannot be looked at: {error}"
         require_same(config, found)

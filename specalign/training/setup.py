@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -15,9 +14,10 @@ from specalign.losses import LOSSES, Objective, hyper_parameters, objective
 from specalign.terminal import say
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
-from specalign.training.config import UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.config import PLUGIN, UNTRAINED, ObjectiveConfig, TrainConfig
 from specalign.training.materials import Materials
 from specalign.training.optimiser import adamw
+from specalign.training.plugins import NONE, Plugins, plugin_of, try_out
 from specalign.training.recipe import completed
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Policy, needs_references, needs_responses
@@ -25,6 +25,8 @@ from specalign.training.scoring import Pair, can_pack
 from specalign.training.sharding import shard
 from specalign.training.tracking import Trackers
 from specalign.training.validation import Validation, make_validation
+
+NUMBERS = (bool, int, float)
 
 
 @dataclass
@@ -60,7 +62,12 @@ class Run:
         return [parameter for parameter in self.pair.student.parameters() if parameter.requires_grad]
 
 
-def start_run(config: TrainConfig, materials: Materials, validation: Validation | None = None) -> Run:
+def start_run(
+    config: TrainConfig,
+    materials: Materials,
+    validation: Validation | None = None,
+    plugins: Plugins = NONE,
+) -> Run:
     """Everything that the loop needs, at step 0. ``validation`` is laid out here where a caller has none to share."""
     config = completed(config)
     student = materials.student(config.student)
@@ -85,7 +92,7 @@ def start_run(config: TrainConfig, materials: Materials, validation: Validation 
         pair,
         policy,
         prompts,
-        build_objective(config.objective),
+        build_objective(config.objective, plugins),
         adamw(student, config.optimiser),
         torch.Generator().manual_seed(config.seed),
         validation=replace(validation or make_validation(materials), gamma=config.logging.probe_gamma),
@@ -118,15 +125,27 @@ def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt]
     return prompts, Policy(rollout, config.data.max_response_tokens, references, responses)
 
 
-def build_objective(config: ObjectiveConfig) -> Objective:
-    """The objective of a recipe, its numbers cast to the kinds that each loss has by default."""
-    kinds = {key: type(default) for name in config.weights for key, default in _known_parameters(name).items()}
+def build_objective(config: ObjectiveConfig, plugins: Plugins = NONE) -> Objective:
+    """The objective of a recipe, its numbers cast to the kinds that each loss has by default.
+
+    Raises UserError for a plugin that is not found, or that no loss can be (:func:`plugins.try_out`).
+    """
+    plugin = plugin_of(config, plugins)
+    own = {PLUGIN: plugin.loss} if plugin else {}
+    kinds = {
+        key: type(default)
+        for name in config.weights
+        if name in LOSSES or name in own
+        for key, default in hyper_parameters(name, own).items()
+        if isinstance(default, NUMBERS)
+    }
     hyper = {key: kinds.get(key, float)(value) for key, value in config.hyper.items()}
-    return objective(config.weights, hyper, teacher_temperature=config.teacher_temperature, keep=config.keep)
-
-
-def _known_parameters(name: str) -> dict[str, Any]:
-    return hyper_parameters(name) if name in LOSSES else {}
+    built = objective(
+        config.weights, hyper, teacher_temperature=config.teacher_temperature, keep=config.keep, own=own
+    )
+    if plugin:
+        try_out(plugin, next(chosen for name, _, chosen in built.terms if name == PLUGIN))
+    return built
 
 
 def resume(run: Run) -> None:

@@ -109,6 +109,7 @@ ELSEWHERE = {
     "data.source": "training/test_identity.py::test_a_change_is_refused",
     "data.n_test": "training/test_held_out.py::test_the_written_student_is_scored_on_each_test_prompt",
     "data.skip_bad_rows": "data/test_data.py::test_bad_rows_are_left_out_only_when_asked_and_are_listed_then_too",
+    "objective.plugin": "training/test_plugins.py::test_a_plugin_trains_as_its_twin_of_the_table_does",
     "optimiser.sharded": "training/test_distributed.py::test_the_optimiser_is_sharded_if_asked_for_among_several",
     "optimiser.compile": "training/test_loop.py::test_compiling_the_student_changes_numbers_by_rounding_alone",
     "logging.trackers": "training/test_tracking.py::test_tensorboard_shows_the_lines_of_the_log",
