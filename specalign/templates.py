@@ -11,6 +11,7 @@ PLACE = "{document}"
 PROMPTS = {
     "document": "{document}",
     "docstring": "Summarize this documentation in one sentence.\n\n{document}",
+    "function": "Write the body of this Python function. Answer with code only.\n\n{document}",
     "article": "Summarize the following article in a few sentences.\n\n{document}",
     "one_sentence": "Summarize the following article in one sentence.\n\n{document}",
     "solve": "Solve this problem step by step. Give the final answer after ####.\n\n{document}",
@@ -24,6 +25,7 @@ PROMPTS = {
 
 OF_SOURCE = {
     "builtin:docstrings": "docstring",
+    "builtin:functions": "function",
     "cnn_dailymail": "article",
     "xsum": "one_sentence",
     "gsm8k": "solve",

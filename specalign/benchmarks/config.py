@@ -53,7 +53,8 @@ class DataConfig:
     """Prompts and references."""
 
     source: Annotated[str, arg(aliases=["--data"])] = "builtin:docstrings"
-    """builtin:docstrings, spec_bench:PATH, cnn_dailymail, xsum, gsm8k, wmt, owner/name[:config], a file or folder."""
+    """builtin:docstrings, builtin:functions, spec_bench:PATH, cnn_dailymail, xsum, gsm8k, wmt, owner/name[:config], a
+    file or folder."""
     split: Literal["train", "validation", "test", "all"] = "test"
     """Split of the data set; a file without splits is cut by content, and all takes the whole of it."""
     document: str = ""

@@ -33,35 +33,47 @@ SKIPPED_FOLDERS = {
 
 def docstring_examples(split: Split) -> tuple[Example, ...]:
     """The examples of one split (80 % train, 10 % validation, 10 % test, by a hash of the content), by id."""
-    return tuple(example for example in _all_examples() if split in ("all", _split_of(example.id)))
+    return tuple(example for example in _all_examples() if split in ("all", split_of(example.id)))
 
 
 @functools.cache
 def _all_examples() -> tuple[Example, ...]:
-    library = Path(sysconfig.get_paths()["stdlib"])
     found: dict[str, Example] = {}
-    for path in sorted(library.rglob("*.py")):
-        if not SKIPPED_FOLDERS.intersection(path.relative_to(library).parts):
-            for body, summary in _docstrings(path):
-                id_ = hashlib.sha256(f"{summary}\n{body}".encode()).hexdigest()[:16]
-                found.setdefault(id_, Example(id_, body, summary, path.relative_to(library).parts[0]))
+    for module, path in library_files():
+        for body, summary in _docstrings(path):
+            id_ = hashlib.sha256(f"{summary}\n{body}".encode()).hexdigest()[:16]
+            found.setdefault(id_, Example(id_, body, summary, module.parts[0]))
     return tuple(found[id_] for id_ in sorted(found))
 
 
-def _split_of(id_: str) -> Split:
+def library_files() -> Iterator[tuple[Path, Path]]:
+    """(Path within the library, path) of each source file of the standard library, tests left out."""
+    library = Path(sysconfig.get_paths()["stdlib"])
+    for path in sorted(library.rglob("*.py")):
+        module = path.relative_to(library)
+        if not SKIPPED_FOLDERS.intersection(module.parts):
+            yield module, path
+
+
+def split_of(id_: str) -> Split:
+    """80 % train, 10 % validation, 10 % test, by the first digits of a hash."""
     share = int(id_[:8], 16) / 16**8
     return "train" if share < 0.8 else "validation" if share < 0.9 else "test"
 
 
-def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
-    """(body, summary) of every suitable docstring of a source file."""
+def syntax_tree(path: Path) -> ast.Module | None:
+    """Of a source file; None for the library's deliberately broken samples."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError, ValueError):  # deliberately broken samples of the library
-        return
-    for node in ast.walk(tree):
+            return ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError, ValueError):
+        return None
+
+
+def _docstrings(path: Path) -> Iterator[tuple[str, str]]:
+    """(body, summary) of every suitable docstring of a source file."""
+    for node in ast.walk(syntax_tree(path) or ast.Module([], [])):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             summary, _, body = inspect.cleandoc(ast.get_docstring(node, clean=False) or "").partition("\n")
             summary, body = summary.strip(), body.strip()

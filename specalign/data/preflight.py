@@ -69,7 +69,7 @@ def describe_prompts(
 def licence(source: str) -> str | Caution:
     """What is known of the data's licence, without downloading the data."""
     if source.startswith("builtin:"):
-        return "PSF-2.0: Python's own documentation"
+        return "PSF-2.0: Python's own source files"
     if source.startswith("spec_bench:"):
         return "Apache-2.0 (Spec-Bench); its rows come from data sets with licences of their own"
     if source in HUB:

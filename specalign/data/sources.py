@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -22,6 +22,7 @@ from specalign.data.examples import (
     with_distinct_ids,
 )
 from specalign.data.files import Rows, local_rows
+from specalign.data.functions import function_examples
 from specalign.data.splits import disjoint, part_of
 from specalign.errors import UserError, unknown
 from specalign.names import ENDINGS, is_file_name, is_folder, is_local
@@ -57,7 +58,13 @@ HUB = {
 }
 """Short names. ``wmt`` is WMT14 from English into German."""
 
-NAMES = ("builtin:docstrings", "spec_bench:PATH", *HUB, "owner/name", "a data file or folder")
+BUILTIN: dict[str, Callable[[Split], Sequence[Example]]] = {
+    "builtin:docstrings": docstring_examples,
+    "builtin:functions": function_examples,
+}
+"""Read from the interpreter that runs."""
+
+NAMES = (*BUILTIN, "spec_bench:PATH", *HUB, "owner/name", "a data file or folder")
 FEW = 64
 """So few rows of a hub data set are streamed instead of downloading all of it."""
 HOPELESS = 200
@@ -86,9 +93,9 @@ def load_examples(
     """The first ``limit`` examples of a split of ``source``; no two have the same id.
 
     Empty names in ``columns`` are the source's own ones ("document" and "reference" in local files).
-    ``builtin:docstrings`` · ``spec_bench:PATH`` (a test set: all categories, first turns; ``columns`` do not
-    apply) · a local file (see :mod:`specalign.data.files`), which is cut into splits by content unless all of it
-    is asked for (see :mod:`specalign.data.splits`), or a folder with files named after the splits ·
+    ``builtin:docstrings`` and ``builtin:functions`` · ``spec_bench:PATH`` (a test set: all categories, first turns;
+    ``columns`` do not apply) · a local file (see :mod:`specalign.data.files`), which is cut into splits by content
+    unless all of it is asked for (see :mod:`specalign.data.splits`), or a folder with files named after the splits ·
     ``cnn_dailymail``, ``xsum``, ``gsm8k``, ``wmt``, or any hub data set as ``owner/name`` or
     ``owner/name:configuration``.
     Raises UserError for an unknown source, split or column, for no rows at all, and for bad rows, which it
@@ -173,9 +180,9 @@ def split_note(source: str) -> str:
 
 def _examples(source: str, split: Split, columns: Columns, limit: int | None) -> Iterator[Example | BadRow]:
     if source.startswith("builtin:"):
-        if source != "builtin:docstrings":
-            raise unknown("data set", source, ("builtin:docstrings",))
-        return iter(docstring_examples(split))
+        if source not in BUILTIN:
+            raise unknown("data set", source, BUILTIN)
+        return iter(BUILTIN[source](split))
     if source.startswith("spec_bench:"):
         return _made(_spec_bench_rows(source.removeprefix("spec_bench:"), split), _spec_bench_example)
     if is_local(source):

@@ -97,7 +97,7 @@ class DataConfig:
     """Prompts and references."""
 
     source: Annotated[str, arg(aliases=["--data"])] = "builtin:docstrings"
-    """builtin:docstrings, cnn_dailymail, xsum, gsm8k, wmt, owner/name[:config], a data file or folder."""
+    """builtin:docstrings, builtin:functions, cnn_dailymail, xsum, gsm8k, wmt, owner/name[:config], a file or folder."""
     document: str = ""
     """Column of the document, or column.field; empty: the source's own default."""
     reference: str = ""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import textwrap
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from specalign.data import Columns, Example, encode_prompts, load_examples
+from specalign.data import Columns, Example, docstrings, encode_prompts, functions, load_examples
 from specalign.data.examples import USUAL, example_from_row, with_distinct_ids
 from specalign.data.sources import HUB
 from specalign.errors import UserError
@@ -48,6 +50,54 @@ def test_docstrings_are_split_by_content_without_overlap() -> None:
         assert 150 <= len(example.document) <= 1200
         assert "\n" not in example.reference
     assert parts[2] == load_examples("builtin:docstrings", "test")
+
+
+def test_functions_are_split_by_module() -> None:
+    parts = [load_examples("builtin:functions", split) for split in ("train", "validation", "test")]
+    ids = [{example.id for example in part} for part in parts]
+    assert len(ids[0] | ids[1] | ids[2]) == sum(map(len, ids)) == len(load_examples("builtin:functions", "all"))
+    assert len(ids[0]) > 1000
+    assert min(len(ids[1]), len(ids[2])) > 100
+    assert parts[2] == load_examples("builtin:functions", "test")
+    for example in parts[2]:
+        assert 3 <= len(example.reference.splitlines()) <= 40
+        (function,) = ast.parse(f"{example.document}\n{textwrap.indent(example.reference, '    ')}").body
+        assert isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        assert ast.get_docstring(function)
+
+
+def test_the_functions_of_a_module_are_in_one_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = '''
+class Shape:
+    @staticmethod
+    def {name}(x):
+        """{docstring} Said at column 0."""
+        y = x + 1  # {name}
+
+        return (y,
+                x)
+
+    def short(self):
+        """{docstring}"""
+        return 1
+'''
+    for module in "abcdefgh":
+        texts = [
+            code.format(name=f"{module}{i}", docstring="What it does with its number.\n") for i in range(3)
+        ]
+        (tmp_path / f"{module}.py").write_text("".join(texts))
+    (tmp_path / "broken.py").write_text("def f(:")
+    monkeypatch.setattr(docstrings.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+    found = functions._all_examples.__wrapped__()
+    assert len(found) == 24
+    for module in "abcdefgh":
+        mine = [(part, example) for part, example in found if example.category == f"{module}.py"]
+        assert len(mine) == 3
+        assert len({part for part, _ in mine}) == 1
+    assert len({part for part, _ in found}) > 1
+    first = next(example for _, example in found if "def a0(" in example.document)
+    assert first.document == 'def a0(x):\n    """What it does with its number.\n Said at column 0."""'
+    assert first.reference == "y = x + 1  # a0\n\nreturn (y,\n        x)"
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "parquet"])
