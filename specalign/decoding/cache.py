@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
+from specalign.decoding.states import States
 from specalign.decoding.transfer import to_device
 
 Place = slice | tuple[Tensor, Tensor]
@@ -38,6 +39,8 @@ class RowCache(Cache):
     def __init__(self, n_layers: int, n_rows: int, capacity: int) -> None:
         self.places = _Places(capacity, [0] * n_rows, slice(0))
         self.rows_of_layers = [_RowLayer(self.places) for _ in range(n_layers)]
+        self.states: States = {}
+        """Of the last call, where something reads them."""
         super().__init__(layers=list(self.rows_of_layers))
 
     @property

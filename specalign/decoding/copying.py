@@ -45,6 +45,7 @@ class PromptLookup:
     """Copy what followed the latest earlier occurrence of the last n-gram (Saxena 2023, prompt lookup)."""
 
     kind: ClassVar[Kind] = "lookup"
+    reads: ClassVar[tuple[int, ...]] = ()
     max_ngram: int = 3
     """Longest n-gram to look for, in tokens; shorter ones are tried after it."""
     adaptive: DraftCosts | None = None
@@ -81,6 +82,7 @@ class SuffixLookup:
     """
 
     kind: ClassVar[Kind] = "lookup"
+    reads: ClassVar[tuple[int, ...]] = ()
     adaptive: DraftCosts | None = ASSUMED
     """Copy no more than is expected to pay, by what verification costs; None: gamma tokens."""
     corpus: SuffixIndex | None = None

@@ -55,6 +55,10 @@ class Drafter(Protocol):
     kind: ClassVar[Kind]
 
     @property
+    def reads(self) -> tuple[int, ...]:
+        """Layers of the target whose states it reads (:mod:`specalign.decoding.states`); empty: the text alone."""
+
+    @property
     def adaptive(self) -> DraftCosts | None:
         """The costs by which it decides on the length of its drafts; None: it drafts gamma tokens."""
 
@@ -100,6 +104,7 @@ class ModelDrafter:
     """A smaller model of the target's family."""
 
     kind: ClassVar[Kind] = "model"
+    reads: ClassVar[tuple[int, ...]] = ()
     model: PreTrainedModel
     draft_vocabulary: Tensor | None = None
     """[V'] ids that its head is trimmed to, ascending; None: all."""

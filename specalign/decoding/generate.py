@@ -163,7 +163,8 @@ def _begin(target: Stepper, drafter: Drafter | None, prompts: list[list[int]], s
     rows = _new_rows(target.model, prompts, settings)
     longest = max(len(row.sequence) for row in rows)
     n_new = max(len(row.sequence) + row.n_left for row in rows) - longest + settings.gamma + 1
-    session = Session.start(target, prompts, n_new, settings.written)
+    reads = drafter.reads if drafter else ()
+    session = Session.start(target, prompts, n_new, settings.written, reads)
     drafting: Drafting = Undrafted(target.device)
     if drafter:
         drafting = drafter.start(prompts, n_new, settings.judge.sampling, session)

@@ -45,6 +45,11 @@ class Hybrid:
     """Drafters with costs (``adaptive``), the first preferred where two promise the same."""
 
     @property
+    def reads(self) -> tuple[int, ...]:
+        """What any of its parts reads."""
+        return tuple(sorted({layer for part in self.parts for layer in part.reads}))
+
+    @property
     def adaptive(self) -> DraftCosts | None:
         """Those of its first part: it always decides."""
         return self.parts[0].adaptive

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from specalign.decoding.cache import RowCache
+from specalign.decoding.states import States, reading
 from specalign.decoding.stepper import Stepper
 from specalign.decoding.transfer import to_device
 from specalign.models.attention import attention_for
@@ -31,10 +32,16 @@ class Session:
         encoded: Tensor | None = None,
         encoder_mask: Tensor | None = None,
         pads: Sequence[int] = (),
+        reads: Sequence[int] = (),
     ) -> None:
         self.stepper, self.cache, self.encoded, self.encoder_mask = stepper, cache, encoded, encoder_mask
         self.pads = list(pads)
         """Cached places before each row's own, which it does not see; empty: none."""
+        self.reads = tuple(reads)
+        self.states: States = {}
+        """What the last call passed on of each layer in ``reads``: entry j of row i is of position
+        ``states_from[i] + j``, and means nothing beyond the row's length."""
+        self.states_from: list[int] = []
         self.model, self.head, self.compiled = stepper.model, stepper.head, stepper.compiled
         self.decoder = self.model.get_decoder()
         self.config = self.decoder.config
@@ -49,8 +56,11 @@ class Session:
         prompts: Sequence[Sequence[int]],
         n_new: int,
         written: Sequence[Sequence[int]] = (),
+        reads: Sequence[int] = (),
     ) -> Session:
         """Prefill: all of each prompt but its last token, with room for ``n_new`` more.
+
+        ``reads`` are the layers whose states it keeps, call by call (:mod:`specalign.decoding.states`).
 
         The prefill itself runs eagerly, whatever the stepper: its length differs from prompt to prompt.
 
@@ -62,16 +72,19 @@ class Session:
         """
         model = stepper.model
         if stepper.compiled:
-            stepper.compiled.require(len(prompts), max(map(len, prompts)) + n_new)
+            stepper.compiled.require(len(prompts), max(map(len, prompts)) + n_new, reads)
         if model.config.is_encoder_decoder:
+            if reads:
+                raise ValueError("the states of an encoder-decoder model cannot be read")
             return cls._start_encoder_decoder(stepper, prompts, n_new, written)
         hosts, owner = shared_prefixes(prompts)
         longest = max(map(len, prompts))
-        session = cls(stepper, RowCache(len(decoder_layers(model)), len(hosts), longest))
+        session = cls(stepper, RowCache(len(decoder_layers(model)), len(hosts), longest), reads=reads)
         if longest > 1:
             width = max(len(host) for host in hosts) - 1
             padded = [[*host[:-1], *[0] * (width + 1 - len(host))] for host in hosts]
             session._forward(to_device(padded, model.device))
+            session._saw(session.cache.states, [0] * len(hosts))
         lengths = [len(prompt) - 1 for prompt in prompts]
         session._move(owner, lengths, longest + n_new)
         return session
@@ -107,9 +120,16 @@ class Session:
     def extend(self, ids: Tensor) -> Tensor:
         """Append ids [B, n] to every row; returns the logits [B, n, V] after each of them."""
         lengths = self.cache.lengths
-        logits = self.compiled(ids, lengths) if self.compiled else self.head(self._forward(ids))
+        if self.compiled:
+            logits, states = self.compiled(ids, lengths)
+        else:
+            logits, states = self.head(self._forward(ids)), self.cache.states
+        self._saw(states, lengths)
         self.cache.lengths = [length + ids.shape[1] for length in lengths]
         return logits
+
+    def _saw(self, states: States, lengths: Sequence[int]) -> None:
+        self.states, self.states_from = {place: states[place] for place in self.reads}, list(lengths)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         """Forget everything beyond ``lengths`` (one a row, none longer than now)."""
@@ -129,6 +149,10 @@ class Session:
 
     def _move(self, rows: Sequence[int], lengths: Sequence[int], capacity: int) -> None:
         """Let the cache be these rows of itself, in the stepper's static one where there is one."""
+        if self.states:
+            index = to_device(rows, self.model.device)
+            self.states = {place: states[index] for place, states in self.states.items()}
+            self.states_from = [self.states_from[row] for row in rows]
         if self.compiled is None:
             self.cache = self.cache.select(rows, lengths, capacity)
             return
@@ -136,10 +160,11 @@ class Session:
         self.cache = self.compiled.cache
 
     def _forward(self, ids: Tensor) -> Tensor:
-        with attention_for(self.model, masked=True):
-            return self._states(ids)
+        reads = () if self.compiled else self.reads  # what is compiled is hooked for good
+        with attention_for(self.model, masked=True), reading(self.model, reads):
+            return self._hidden(ids)
 
-    def _states(self, ids: Tensor) -> Tensor:
+    def _hidden(self, ids: Tensor) -> Tensor:
         positions = self.cache.begin(ids.shape[1], ids.device)
         if self.both is not None:
             # Equal lengths: the model's own positions are right, without padding its own mask too.

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specalign.decoding.cache import RowCache
+from specalign.decoding.states import States, hooked
 from specalign.decoding.transfer import to_device
 from specalign.models.attention import attention_for
 from specalign.models.heads import Head, head_of, pack_head
@@ -70,12 +71,14 @@ def make_stepper(
     *,
     ids: Tensor | None = None,
     shapes: Shapes | None = None,
+    reads: Sequence[int] = (),
     progress: Callable[[int], None] = lambda n: None,
 ) -> Stepper:
     """Make ``model`` ready, with a head over ``ids`` [V'] only if given.
 
     ``packed`` replaces the model's linear layers in place. ``compiled`` needs ``shapes`` and compiles them all
-    now; ``progress`` is told of each finished one. Raises ValueError for an encoder-decoder model (T5 derives
+    now; ``progress`` is told of each finished one; its graphs give the states of the layers in ``reads`` too, which
+    the other runtimes give to whoever asks. Raises ValueError for an encoder-decoder model (T5 derives
     its positions from one scalar length, which would be a constant of the graph).
     """
     head = head_of(model, ids)
@@ -88,7 +91,7 @@ def make_stepper(
         raise ValueError("a compiled step needs its static shapes")
     if model.config.is_encoder_decoder:
         raise ValueError("encoder-decoder models cannot be compiled; use the eager or packed runtime")
-    compiled = CompiledStep(model, head, shapes)
+    compiled = CompiledStep(model, head, shapes, reads)
     compiled.compile(progress)
     return Stepper(model, head, compiled, runtime)
 
@@ -96,11 +99,12 @@ def make_stepper(
 class CompiledStep:
     """Steps of one model over one static cache. Requests take turns: the cache is the last one's."""
 
-    def __init__(self, model: PreTrainedModel, head: Head, shapes: Shapes) -> None:
-        self.shapes, self.model = shapes, model
+    def __init__(self, model: PreTrainedModel, head: Head, shapes: Shapes, reads: Sequence[int] = ()) -> None:
+        self.shapes, self.model, self.reads = shapes, model, tuple(reads)
         self.device = model.device
+        hooked(model, self.reads)  # for good: a graph is compiled again where a layer's hooks change
         self.cache = RowCache(len(decoder_layers(model)), shapes.n_rows, shapes.capacity)
-        self.step = _Step(model, head, shapes.capacity).eval()
+        self.step = _Step(model, head, shapes.capacity, self.reads).eval()
         self.graphs = {size: _compiled(self.step, self.device) for size in sorted(set(shapes.sizes))}
 
     @torch.inference_mode()
@@ -113,15 +117,18 @@ class CompiledStep:
                     self(torch.zeros(self.shapes.n_rows, size, dtype=torch.long, device=self.device), [0])
                 progress(1)
 
-    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> Tensor:
-        """Feed ids [B, n] at the rows' ``lengths``; returns the logits [B, n, V]. Lengths are the caller's.
+    def __call__(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, States]:
+        """Feed ids [B, n] at the rows' ``lengths``; returns the logits [B, n, V], and the states that it reads.
 
-        More tokens than the largest size take several calls.
+        Lengths are the caller's. More tokens than the largest size take several calls.
         """
         most = max(self.graphs)
         if ids.shape[1] > most:
-            first = self(ids[:, :most], lengths).clone()  # a CUDA graph's outputs live until its next run
-            return torch.cat([first, self(ids[:, most:], [length + most for length in lengths])], 1)
+            logits, states = self(ids[:, :most], lengths)
+            logits = logits.clone()  # a CUDA graph's outputs live until its next run
+            more_logits, more = self(ids[:, most:], [length + most for length in lengths])
+            joined = {place: torch.cat([states[place], more[place]], 1) for place in states}
+            return torch.cat([logits, more_logits], 1), joined
         n_rows, n = ids.shape
         size = next(size for size in self.graphs if size >= n)
         padded = ids.new_zeros(
@@ -133,11 +140,19 @@ class CompiledStep:
         if self.device.type == "cuda":
             torch.compiler.cudagraph_mark_step_begin()
         with attention_for(self.model, masked=True):
-            logits = self.graphs[size](padded, positions, *self._buffers())
-        return logits[:n_rows, :n]
+            logits, given = self.graphs[size](padded, positions, *self._buffers())
+        if self.device.type == "cuda":  # they are read after the drafter's runs, which may overwrite them
+            given = [each.clone() for each in given]
+        states = {place: each[:n_rows, :n] for place, each in zip(self.reads, given, strict=True)}
+        return logits[:n_rows, :n], states
 
-    def require(self, n_rows: int, n_positions: int) -> None:
-        """Raise ValueError where a request of ``n_positions``, and the padding of its last call, do not fit."""
+    def require(self, n_rows: int, n_positions: int, reads: Sequence[int] = ()) -> None:
+        """Raise ValueError where a request of ``n_positions``, and the padding of its last call, do not fit, or where
+        states are asked for that the graphs do not give."""
+        if missing := set(reads) - set(self.reads):
+            raise ValueError(
+                f"compiled without the states of layers {sorted(missing)}: give make_stepper `reads`"
+            )
         if n_rows > self.shapes.n_rows:
             raise ValueError(f"compiled for batches of {self.shapes.n_rows}, not {n_rows}")
         needed = n_positions + max(self.graphs)
@@ -161,28 +176,43 @@ class CompiledStep:
 class _Step(nn.Module):
     """What is traced: embed, attend over the whole cache under a mask, apply the head."""
 
-    def __init__(self, model: PreTrainedModel, head: Head, capacity: int) -> None:
+    def __init__(self, model: PreTrainedModel, head: Head, capacity: int, reads: Sequence[int] = ()) -> None:
         super().__init__()
-        self.decoder = model.get_decoder()
+        self.decoder, self.reads = model.get_decoder(), reads
         self.weight = nn.Parameter(head.weight.detach(), requires_grad=False)
         self.bias = None if head.bias is None else nn.Parameter(head.bias.detach(), requires_grad=False)
         self.head, self.capacity, self.dtype = head, capacity, model.dtype
         self.last = min(capacity, context_limit(model) or capacity) - 1
 
-    def forward(self, ids: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor]) -> Tensor:
-        """ids, positions [B, n]; keys, values [B, heads, capacity, d] a layer, written in place; logits [B, n, V]."""
+    def forward(
+        self, ids: Tensor, positions: Tensor, keys: list[Tensor], values: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """ids, positions [B, n]; keys, values [B, heads, capacity, d] a layer, written in place.
+
+        Returns the logits [B, n, V], and the states [B, n, h] of each layer in ``reads``.
+        """
         places = torch.arange(self.capacity, device=ids.device).unsqueeze(0)
         allowed = places.unsqueeze(1) <= positions.unsqueeze(2)
         masks = attention_masks(self.decoder.config, allowed, positions, places, self.dtype)
         layers: list[Any] = [_StaticLayer(k, v, positions) for k, v in zip(keys, values, strict=True)]
+        cache = _StaticCache(layers)
         hidden = self.decoder(
             input_ids=ids,
             attention_mask=masks,
             position_ids=positions.clamp(max=self.last),  # beyond the context there is only padding
-            past_key_values=Cache(layers=layers),
+            past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        return self.head.cap(functional.linear(hidden * self.head.scale, self.weight, self.bias))
+        logits = self.head.cap(functional.linear(hidden * self.head.scale, self.weight, self.bias))
+        return logits, [cache.states[place] for place in self.reads]
+
+
+class _StaticCache(Cache):
+    """The cache while a step is traced, and the states that are read."""
+
+    def __init__(self, layers: list[Any]) -> None:
+        super().__init__(layers=layers)
+        self.states: States = {}
 
 
 class _StaticLayer(CacheLayerMixin):
@@ -222,7 +252,7 @@ class _StaticLayer(CacheLayerMixin):
         return self.keys.shape[2]
 
 
-def _compiled(step: _Step, device: torch.device) -> Callable[..., Tensor]:
+def _compiled(step: nn.Module, device: torch.device) -> Callable[..., Any]:
     mode = "reduce-overhead" if device.type == "cuda" else None
     isolated = {"isolate_recompiles": True} if ISOLATES else {}
     return torch.compile(  # type: ignore[call-overload]  # its overloads lack isolate_recompiles

@@ -34,6 +34,7 @@ class Oracle:
     calls: list[int] = field(default_factory=list)
     """Position of each call that drafted."""
     kind: ClassVar[Kind] = "model"
+    reads: ClassVar[tuple[int, ...]] = ()
     alone: Stepper | None = None
 
     def with_costs(self, costs: DraftCosts | None) -> Oracle:
