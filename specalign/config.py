@@ -160,6 +160,37 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def nested(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Values by dotted names as tables in tables: what :func:`flat` undoes."""
+    found: dict[str, Any] = {}
+    for key, value in options.items():
+        *outer, last = key.split(".")
+        table = found
+        for name in outer:
+            table = table.setdefault(name, {})
+            if not isinstance(table, dict):
+                raise UserError(f"{key} and {name} exclude each other")
+        table[last] = value
+    return found
+
+
+def gathered(arguments: Sequence[str], flag: str) -> list[str]:
+    """Put the values of a repeated ``flag`` behind one, so that ``--f a --f b`` and ``--f a b`` are the same."""
+    values: list[str] = []
+    rest: list[str] = []
+    taking = False
+    for word in arguments:
+        if word == flag or word.startswith(f"{flag}="):
+            taking = word == flag
+            values += [] if taking else [word.removeprefix(f"{flag}=")]
+        elif taking and not word.startswith("-"):
+            values.append(word)
+        else:
+            taking = False
+            rest.append(word)
+    return [*rest, flag, *values] if values else list(arguments)
+
+
 def cache_dir() -> Path:
     """Where converted models and teacher data are kept: $SPECALIGN_CACHE, else the platform's cache folder."""
     import platformdirs

@@ -24,7 +24,7 @@ from specalign.benchmarks.analysis_cli import (
 from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
 from specalign.benchmarks.config import BenchConfig, check, named_drafters
 from specalign.benchmarks.engines import ENGINES
-from specalign.config import STRICT, flag_value, load_config
+from specalign.config import STRICT, flag_value, gathered, load_config
 from specalign.errors import UserError, run_cli, unknown
 from specalign.folders import is_empty, require_usable
 from specalign.names import require_data_name, require_model_name
@@ -153,7 +153,7 @@ def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
     default = BenchConfig() if suite is None else load_config(BenchConfig, Path(suite))
     if "output" not in _keys_of(suite):
         default = replace(default, output=Path("reports") / (Path(suite).stem if suite else "run"))
-    config = flags(command, _gather(_gather(arguments, "--drafter"), "--endpoint"), default)
+    config = flags(command, gathered(gathered(arguments, "--drafter"), "--endpoint"), default)
     check(config)
     require_usable(config.output)
     if is_empty(config.output):  # a run that is there may have lost its inputs, and say more of that
@@ -255,23 +255,6 @@ def _show(folder: Path, *, as_json: bool) -> None:
         return
     show(result_table(result))
     say(f"report: {report}")
-
-
-def _gather(arguments: Sequence[str], flag: str) -> list[str]:
-    """Put the values of a repeated ``flag`` behind one, so that ``--f a --f b`` and ``--f a b`` are the same."""
-    values: list[str] = []
-    rest: list[str] = []
-    taking = False
-    for word in arguments:
-        if word == flag or word.startswith(f"{flag}="):
-            taking = word == flag
-            values += [] if taking else [word.removeprefix(f"{flag}=")]
-        elif taking and not word.startswith("-"):
-            values.append(word)
-        else:
-            taking = False
-            rest.append(word)
-    return [*rest, flag, *values] if values else list(arguments)
 
 
 def _keys_of(suite: str | None) -> set[str]:

@@ -8,25 +8,22 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from operator import attrgetter
 from pathlib import Path
 
-from specalign.config import flag_value, parse_flags
+from specalign.config import flag_value, gathered, parse_flags
 from specalign.errors import UserError, run_cli, unknown
-from specalign.folders import is_empty, removable, require_usable
-from specalign.names import require_data_name, require_model_name
 from specalign.terminal import say
 from specalign.training.config import ObjectiveConfig, TrainConfig
-from specalign.training.recipe import check, completed, resolve, with_prompt
+from specalign.training.recipe import resolve
+from specalign.training.runs import expanded, require_possible
 
 PROGRAM = "specalign-train"
-SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temperature")
-"""What is loaded, or written by the teacher, once for all runs of a command."""
 DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
 
   specalign-train --method gkd                          the built-in teacher and data, no network needed
   specalign-train --recipe training/gkd.toml --output runs/gkd --optimiser.lr 1e-4
   specalign-train --compare untrained aligned sft gkd --output runs/compare
+  specalign-train --sweep optimiser.lr=1e-4,3e-4 objective.hyper.temperature=1,2 --output runs/sweep
   specalign-train plot RUN ...                          draw the curves of train.jsonl
   specalign-train check --recipe training/gkd.toml      models, data and memory, without loading a weight
   specalign-train plan --recipe training/gkd.toml       parameters, memory and arithmetic, without training;
@@ -42,54 +39,20 @@ def main(arguments: Sequence[str]) -> None:
     if words and words[0] in COMMANDS:
         COMMANDS[words[0]](words[1:])
         return
-    found = _possible(configs(words))
+    found = require_possible(configs(words))
     from specalign.training.session import train_all
 
     train_all(found)
+    if len(found) > 1 and int(os.environ.get("RANK", "0")) == 0:
+        from specalign.training.ranking import compare_runs
+
+        compare_runs(found)
 
 
 def configs(words: Sequence[str]) -> list[TrainConfig]:
-    """One resolved and checked config for each method or arm that is asked for, with each seed."""
-    first = read_config(words, None)
-    names = first.compare or tuple(first.arms)
-    named = {first.output / name: read_config(words, name) for name in names} or {first.output: first}
-    found = [
-        completed(replace(config, output=output / f"seed-{seed}" if first.seeds else output, seed=seed))
-        for output, config in named.items()
-        for seed in first.seeds or (config.seed,)
-    ]
-    recipe = flag_value(words, "--recipe") or ""
-    for config in found:
-        check(config)
-        if config.overwrite:
-            removable(config.output, {"--recipe": recipe})
-        _require_shared(found[0], config)
-    return [replace(with_prompt(config), recipe=None, compare=(), arms={}, seeds=()) for config in found]
-
-
-def _possible(found: list[TrainConfig]) -> list[TrainConfig]:
-    """Raises UserError, before torch is imported, for an output that cannot be one, or inputs that are not there.
-
-    A run that is there already may have lost its inputs: what it can do without them is its own to say.
-    """
-    for config in found:
-        require_usable(config.output)
-        if is_empty(config.output):
-            for name in (config.teacher.model, config.student.model, config.objective.reference):
-                if name:
-                    require_model_name(name)
-            require_data_name(config.data.source)
-    return found
-
-
-def _require_shared(first: TrainConfig, config: TrainConfig) -> None:
-    """Raise UserError where a run differs in what all runs of a command take from the first one."""
-    for name in SHARED:
-        if attrgetter(name)(config) != attrgetter(name)(first):
-            raise UserError(
-                f"{config.output} differs from {first.output} in {name}, which the runs of one command share; "
-                "give it a command of its own"
-            )
+    """The runs that a command line asks for (:func:`runs.expanded`)."""
+    words = gathered(words, "--sweep")
+    return expanded(lambda name: read_config(words, name), flag_value(words, "--recipe") or "")
 
 
 def read_config(words: Sequence[str], name: str | None) -> TrainConfig:
@@ -139,7 +102,7 @@ def plan(words: Sequence[str]) -> None:
 
 def check_first(words: Sequence[str]) -> None:
     """Check what a run would need, without loading a weight."""
-    found = _possible(configs(words))
+    found = require_possible(configs(words))
     from transformers.utils.logging import set_verbosity_error
 
     from specalign.preflight import report

@@ -295,6 +295,9 @@ class TrainConfig:
     """Train several methods or arms from the same start, each into OUTPUT/NAME; empty: all arms of the recipe."""
     arms: Fixed[Suppress[Arms]] = field(default_factory=dict)
     """Recipe only: [arms.NAME] tables, each a method and whatever else differs from the recipe."""
+    sweep: tuple[str, ...] = ()
+    """Train an arm for each combination of values, each as OPTION=VALUE,VALUE,... such as optimiser.lr=1e-4,3e-4, into
+    OUTPUT/NAME; the finished runs are ranked."""
     seeds: Seeds = ()
     """Train with each of these seeds, into OUTPUT/NAME/seed-N; empty: with seed alone."""
     output: Output = Path("runs/student")

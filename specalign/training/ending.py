@@ -63,6 +63,7 @@ def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) 
         if kept is not None and kept.step != step:
             load_best(run.path, run.pair.student)
             step = kept.step
+        write_jsonl(run.path / folder.VALIDATION, run.validation.by_prompt(run.pair))
         write_held_out(run, materials)
         write_student(run, materials)
         write_json(run.path / folder.PROVENANCE, {**facts_of(run, materials, course, step, begun), **stamp})

@@ -22,8 +22,9 @@ from specalign.training.config import TrainConfig
 RECIPE = "recipe.toml"
 LOG = "train.jsonl"
 PROVENANCE = "provenance.json"
+VALIDATION = "validation.jsonl"
 HELD_OUT = "held_out.jsonl"
-FREE = ("output", "overwrite", "recipe", "compare", "logging", "device")
+FREE = ("output", "overwrite", "recipe", "compare", "sweep", "logging", "device")
 """Keys that a rerun may change without becoming another run."""
 
 
@@ -102,7 +103,11 @@ def append_log(run: Path, fields: Mapping[str, Any]) -> None:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The whole lines of train.jsonl; a last line that was cut off by a crash is left out."""
-    path = run / LOG
+    return read_lines(run / LOG)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of such a file; none where there is no file."""
     if not path.is_file():
         return []
     try:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from specalign.errors import UserError
 from specalign.files import atomic_path
 from specalign.training.folder import read_log
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 PANELS = (
     ("train", "kd", "loss on training tokens"),
@@ -23,15 +26,16 @@ SCALES = (("n_tokens", "trained tokens"), ("wall_s", "wall-clock time, validatio
 
 def plot_runs(runs: Sequence[Path]) -> Path:
     """Draw loss and validation metrics over trained tokens and over seconds, one line a run, into the first run."""
-    import matplotlib
+    return save(draw(runs), runs[0] / "train.png")
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+
+def draw(runs: Sequence[Path]) -> Figure:
+    """The same as a figure, that belongs to no window."""
+    from matplotlib.figure import Figure
 
     logs = {label: _require_log(run) for label, run in labels(runs).items()}
-    figure, axes = pyplot.subplots(
-        len(SCALES), len(PANELS), figsize=(16, 7), layout="constrained", sharey="col"
-    )
+    figure = Figure(figsize=(16, 7), layout="constrained")
+    axes = figure.subplots(len(SCALES), len(PANELS), sharey="col")
     for row, (scale, scale_label) in zip(axes, SCALES, strict=True):
         for axis, (kind, name, title) in zip(row, PANELS, strict=True):
             for label, lines in logs.items():
@@ -39,12 +43,19 @@ def plot_runs(runs: Sequence[Path]) -> Path:
                 axis.plot(*zip(*points, strict=True), marker=".", label=label) if points else None
             axis.set(title=title, xlabel=scale_label)
             axis.grid(alpha=0.3)
-    axes[0, 1].legend()
-    target = runs[0] / "train.png"
-    with atomic_path(target) as partial:
-        figure.savefig(partial, format="png", dpi=120)
-    pyplot.close(figure)
-    return target
+    figure.legend(*axes[0, 1].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as the file's ending says: .png, .svg or .pdf; the same bytes for the same curves."""
+    import matplotlib as mpl
+
+    dates = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}
+    kind = path.suffix.removeprefix(".")
+    with atomic_path(path) as partial, mpl.rc_context({"svg.hashsalt": "specalign"}):
+        figure.savefig(partial, format=kind, dpi=120, metadata=dates.get(kind))
+    return path
 
 
 def labels(runs: Sequence[Path]) -> dict[str, Path]:

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from specalign.config import checked, from_table, read_table
+from specalign.config import checked, from_table, nested, read_table
 from specalign.errors import UserError, unknown
 from specalign.templates import prompt_text
 from specalign.training.config import (
@@ -158,6 +158,26 @@ def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:
         else:
             changes[key] = value if values is None else inner
     return replace(base, **changes)  # type: ignore[type-var]
+
+
+def with_options(config: TrainConfig, options: Mapping[str, Any], source: str) -> TrainConfig:
+    """The config with these options in the place of its own, by dotted names; errors say that they stand in ``source``.
+
+    ``objective.hyper.beta`` is one entry of that table, ``objective.hyper`` the table as a whole.
+    """
+    for key, value in options.items():
+        outer, _, last = key.rpartition(".")
+        table = _at(config, outer)
+        named = nested({outer: {**table, last: value}} if isinstance(table, dict) else {key: value})
+        config = overlay(config, named, from_table(TrainConfig, named, source))
+    return config
+
+
+def _at(config: Any, key: str) -> Any:
+    """What stands at a dotted name; None where there is no such name."""
+    for name in key.split("."):
+        config = getattr(config, name, None)
+    return config
 
 
 def check(config: TrainConfig) -> None:

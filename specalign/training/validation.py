@@ -72,7 +72,7 @@ class Validation:
         )
 
     def by_prompt(self, pair: Pair) -> list[dict[str, Any]]:
-        """The same of every prompt, with its id: the lines of held_out.jsonl."""
+        """The same of every prompt, with its id: the lines of validation.jsonl and held_out.jsonl."""
         return [
             {
                 "prompt_id": name,

@@ -131,7 +131,8 @@ def test_compare_trains_each_into_its_folder(tiny: Tiny, tmp_path: Path) -> None
     assert (
         run_cli("t", lambda: main(["--recipe", str(recipe), "--compare", "untrained", "aligned", "sft"])) == 0
     )
-    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == ["aligned", "sft", "untrained"]
+    folders = sorted(path.name for path in (tmp_path / "all").iterdir())
+    assert folders == ["aligned", "comparison", "sft", "untrained"]
     assert all((tmp_path / "all" / name / "config.json").is_file() for name in ("aligned", "sft", "untrained"))
 
 

@@ -97,6 +97,7 @@ ELSEWHERE = {
     "recipe": "training/test_recipes.py::test_flag_over_file_over_preset_over_default",
     "method": "training/test_recipes.py::test_a_config_from_python_is_the_one_of_the_command_line",
     "compare": "training/test_recipes.py::test_compare_gives_each_method_its_preset_and_folder",
+    "sweep": "training/test_sweep.py::test_a_sweep_trains_every_combination_and_ranks_them",
     "arms": "training/test_recipes.py::test_arms_vary_a_recipe_with_each_seed",
     "seeds": "training/test_recipes.py::test_arms_vary_a_recipe_with_each_seed",
     "overwrite": "training/test_loop.py::test_a_complete_run_is_left_alone",
