@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import difflib
 import io
+import json
+import math
 import os
 import re
 import tomllib
@@ -21,7 +23,7 @@ from typing import Annotated, Any, TypeVar, get_type_hints
 
 import tomli_w
 import tyro
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, ConfigDict, TypeAdapter, ValidationError
 
 from specalign.errors import UserError, unknown
 from specalign.files import write_text
@@ -67,6 +69,47 @@ Weights = Annotated[
     ),
 ]
 """A table of names and numbers: ``{forward_kl = 0.5}`` in TOML, ``forward_kl=0.5 rank_order`` on the line."""
+
+
+def _parse_arguments(words: list[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        found[name] = _json_or_text(value) if equals else True
+    return found
+
+
+def _json_or_text(word: str) -> Any:
+    """A number, a truth value or a list of them as JSON has it; else the word."""
+    try:
+        found = json.loads(word)
+    except (ValueError, RecursionError):
+        return word
+    return word if found is None or isinstance(found, dict) else found
+
+
+def _named_values(table: dict[str, Any]) -> dict[str, Any]:
+    for name, value in table.items():
+        if not name.isidentifier():
+            raise ValueError("must have names as keys")
+        for each in value if isinstance(value, list) else [value]:
+            if not isinstance(each, bool | int | str) and not (isinstance(each, float) and math.isfinite(each)):
+                raise ValueError("must have texts, numbers, truth values or lists of them as values")
+    return table
+
+
+NamedValues = Annotated[
+    dict[str, Any],
+    AfterValidator(_named_values),
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE ...",
+        instance_from_str=_parse_arguments,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [f"{name}={json.dumps(each)}" for name, each in value.items()],
+    ),
+]
+"""A table of names and values: ``{enable_thinking = false}`` in TOML, ``enable_thinking=false`` on the line."""
 
 
 def load_config(config: type[C], path: Path) -> C:

@@ -6,7 +6,16 @@ from typing import Literal
 
 import pytest
 
-from specalign.config import STRICT, Weights, as_table, cache_dir, load_config, parse_flags, write_config
+from specalign.config import (
+    STRICT,
+    NamedValues,
+    Weights,
+    as_table,
+    cache_dir,
+    load_config,
+    parse_flags,
+    write_config,
+)
 from specalign.errors import UserError
 
 
@@ -43,6 +52,14 @@ def load(tmp_path: Path, text: str) -> Config:
     return load_config(Config, path)
 
 
+@dataclass(frozen=True)
+class Template:
+    """A config with a table of values of any kind."""
+
+    arguments: NamedValues = field(default_factory=dict)
+    """What a template is given."""
+
+
 def test_flag_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
     from_file = load(tmp_path, 'method = "sft"\nlayers = [3, 4]\n[optimiser]\nlr = 0.5\n')
     assert from_file == Config(method="sft", layers=(3, 4), optimiser=Optimiser(lr=0.5))
@@ -53,6 +70,30 @@ def test_flag_wins_over_file_and_file_over_default(tmp_path: Path) -> None:
 def test_weights_read_alike_from_file_and_line(tmp_path: Path) -> None:
     from_file = load(tmp_path, "objective = {forward_kl = 0.5, rank_order = 1}")
     assert flags("--objective", "forward_kl=0.5", "rank_order") == from_file
+
+
+def test_values_for_a_template_read_alike_from_file_and_line(tmp_path: Path) -> None:
+    words = ["thinking=false", "n=3", "x=1.5", "who=you", 'names=["a", "b"]', "on", "what=null"]
+    given = parse_flags(
+        Template, ["--arguments", *words], default=Template(), program="t", description="a test"
+    )
+    assert given.arguments == {
+        "thinking": False,
+        "n": 3,
+        "x": 1.5,
+        "who": "you",
+        "names": ["a", "b"],
+        "on": True,
+        "what": "null",
+    }
+    write_config(tmp_path / "a.toml", given)
+    assert load_config(Template, tmp_path / "a.toml") == given
+    for bad in ("1=2", "a b=1"):
+        with pytest.raises(UserError, match="must have names as keys"):
+            parse_flags(Template, ["--arguments", bad], default=Template(), program="t", description="a test")
+    (tmp_path / "b.toml").write_text("arguments = {a = [[1]]}")
+    with pytest.raises(UserError, match="must have texts, numbers"):
+        load_config(Template, tmp_path / "b.toml")
 
 
 def test_written_config_reads_back(tmp_path: Path) -> None:

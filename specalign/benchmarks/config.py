@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from specalign.config import STRICT, checked
+from specalign.config import STRICT, NamedValues, checked
 from specalign.errors import UserError, unknown
 from specalign.ranges import (
     Arguments,
@@ -61,6 +61,8 @@ class DataConfig:
     """Column of the document, or column.field; empty: the source's own default."""
     reference: str = ""
     """Column of the reference, or column.field; empty: the source's own default."""
+    messages: str = ""
+    """Column of a conversation's messages; empty: messages, conversations, prompt or turns, where it is a list."""
     skip_bad_rows: Annotated[bool, arg(aliases=["--skip-bad-rows"])] = False
     """List rows that cannot be used and go on without them, instead of stopping."""
     category: str = ""
@@ -69,8 +71,10 @@ class DataConfig:
     """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
+    template_arguments: NamedValues = field(default_factory=dict)
+    """Given to the chat template, such as enable_thinking=false."""
     max_prompt_tokens: Tokens = 256
-    """Longest prompt, in tokens; documents are cut to fit, and counted."""
+    """Longest prompt, in tokens; documents are cut to fit, conversations lose their oldest turns; both are counted."""
     limit: Annotated[CountOrZero, arg(aliases=["--limit"])] = 32
     """Number of prompts; 0: the whole split."""
     __pydantic_config__ = STRICT

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 from functools import cache, partial
 
 from specalign.benchmarks.config import BenchConfig, named_drafters
+from specalign.benchmarks.prompts import columns, encoded
 from specalign.benchmarks.runtime import resolve_runtime
-from specalign.data import Columns, encode_prompts
 from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
 from specalign.data.turns import end_of_turn
 from specalign.decoding.verification import RULES
@@ -151,20 +151,13 @@ def _memory(config: BenchConfig, target: models.Outline, drafters: Sequence[mode
 
 def _data_checks(config: BenchConfig, target: Outlined) -> list[Check]:
     data = config.data
-    columns = Columns(data.document, data.reference)
-    rows = cache(lambda: first_rows(data.source, data.split, columns, skip_bad_rows=data.skip_bad_rows))
+    names = columns(data)
+    rows = cache(lambda: first_rows(data.source, data.split, names, skip_bad_rows=data.skip_bad_rows))
 
     def prompts() -> str | Caution:
         tokenizer = target().tokenizer
-        encoded = encode_prompts(
-            rows().examples,
-            tokenizer,
-            prompt=data.prompt,
-            template=data.template,
-            max_prompt_tokens=data.max_prompt_tokens,
-            keep_end=target().kind == "encoder-decoder",
-        )
-        return describe_prompts(encoded, tokenizer, data.template, keep_end=target().kind == "encoder-decoder")
+        found = encoded(data, rows().examples, tokenizer, keep_end=target().kind == "encoder-decoder")
+        return describe_prompts(found, tokenizer, data.template, keep_end=target().kind == "encoder-decoder")
 
     return [
         ("rows", lambda: describe_rows(rows(), references=False)),

@@ -12,8 +12,9 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specalign.benchmarks.config import BenchConfig, named_drafters
+from specalign.benchmarks.prompts import columns, encoded
 from specalign.benchmarks.runtime import make_ready
-from specalign.data import Columns, Prompt, encode_prompts, load_examples
+from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
 from specalign.data.turns import end_of_turn
 from specalign.decoding import WITHOUT_MODEL, Drafter, ModelDrafter, Stepper, make_stepper
@@ -139,10 +140,9 @@ def checkpoint_hashes(config: BenchConfig) -> dict[str, str]:
 def load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The prompts of a config. Raises UserError for data that do not fit."""
     data = config.data
-    columns = Columns(data.document, data.reference)
     limit = None if data.category else data.limit or None
     examples = load_examples(
-        data.source, data.split, columns=columns, limit=limit, skip_bad_rows=data.skip_bad_rows
+        data.source, data.split, columns=columns(data), limit=limit, skip_bad_rows=data.skip_bad_rows
     )
     if not has_splits(data.source) and data.split != "all":
         say(f"specalign-bench: {split_note(data.source)}; data.split = all takes all rows")
@@ -154,14 +154,7 @@ def load_prompts(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> lis
                 f"data set {data.source!r} has no category {data.category!r} (choices: {', '.join(names)})"
             )
     keep_end = is_encoder_decoder(config.target.model, trust_remote_code=config.target.trust_remote_code)
-    return encode_prompts(
-        examples,
-        tokenizer,
-        prompt=data.prompt,
-        template=data.template,
-        max_prompt_tokens=data.max_prompt_tokens,
-        keep_end=keep_end,
-    )
+    return encoded(data, examples, tokenizer, keep_end=keep_end)
 
 
 def _model_info(name: str, source: str, model: PreTrainedModel) -> ModelInfo:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from transformers import PreTrainedTokenizerBase
+
 SHARE, LETTERS = 0.2, 24
 """What may be given up for an end at a sentence or a word: a fifth, or a word's letters (of at most half)."""
 SENTENCE = re.compile(r"[.!?\u2026][\"')\]\u201d\u2019]*(?=\s)|[\u3002\uff01\uff1f\u0964]|\n")
@@ -35,6 +37,15 @@ def cut_before(text: str, limit: int) -> int:
 def searched(limit: int) -> int:
     """Characters before ``limit`` among which an end is looked for."""
     return max(int(SHARE * limit), min(LETTERS, limit // 2))
+
+
+def token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """The character that each token of a text begins in; evenly spread where the tokenizer does not tell."""
+    if tokenizer.is_fast:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return [begin for begin, _ in encoded["offset_mapping"]]
+    n = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    return [place * len(text) // n for place in range(n)]
 
 
 def _continues(text: str, place: int) -> bool:

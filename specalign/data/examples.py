@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 Split = Literal["train", "validation", "test", "all"]
 """A part of a data set, or all of it."""
@@ -23,6 +23,10 @@ class Example:
     document: str
     reference: str = ""
     category: str = ""
+    messages: tuple[Mapping[str, Any], ...] = ()
+    """Of a conversation, with ``role`` and ``content`` as chat templates want them; else empty."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Definitions of the tools that it may call."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Columns:
 
     document: str = ""
     reference: str = ""
+    messages: str = ""
+    """Of conversations; empty: recognised where there is one and no document."""
 
 
 SOURCES_OWN = Columns()
@@ -58,7 +64,14 @@ def example_from_row(row: Mapping[str, object], columns: Columns, default_id: st
         reference or "",
         category if isinstance(category, str) else "",
     )
-    _require_characters(made, columns)
+    require_characters(
+        {
+            columns.document: made.document,
+            columns.reference: made.reference,
+            "category": made.category,
+            "id": made.id,
+        }
+    )
     return made
 
 
@@ -84,13 +97,8 @@ def lone_surrogate(text: str) -> str | None:
     return None
 
 
-def _require_characters(example: Example, columns: Columns) -> None:
-    texts = {
-        columns.document: example.document,
-        columns.reference: example.reference,
-        "category": example.category,
-        "id": example.id,
-    }
+def require_characters(texts: Mapping[str, str]) -> None:
+    """Raise RowError for a text with half a character, by its column."""
     for name, text in texts.items():
         if half := lone_surrogate(text):
             raise RowError(f"column {name!r} has half a character (a lone surrogate, {half})")

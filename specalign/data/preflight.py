@@ -55,7 +55,11 @@ def describe_prompts(
         kind += f" (with the date of {DATE}, on every day)"
     longest = max(len(prompt.input_ids) for prompt in prompts)
     n_cut = sum(prompt.n_truncated > 0 for prompt in prompts)
-    found = f"{kind}, up to {longest} tokens; {n_cut} of {len(prompts)} documents are cut to fit"
+    found = f"{kind}, up to {longest} tokens; {n_cut} of {len(prompts)} are cut to fit"
+    if n_turns := sum(prompt.n_cut_turns for prompt in prompts):
+        found += f", conversations by {n_turns} oldest turns"
+    if n_spans := sum(len(prompt.spans) for prompt in prompts):
+        found += f"; {n_spans} earlier answers are trained on too"
     if not chat and template == "auto":
         found += "; a base model may want --data.prompt tldr or question, T5 summarize or translate"
     if n_cut:

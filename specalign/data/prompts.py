@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from specalign.data.cutting import cut_before
-from specalign.data.examples import Example, lone_surrogate, with_distinct_ids
+from specalign.data.bad_rows import BadRow, listed, require_usable
+from specalign.data.cutting import cut_before, token_starts
+from specalign.data.dialogue import Span, answer_ids, answered, fitted, with_earlier_spans
+from specalign.data.examples import Example, RowError, lone_surrogate, with_distinct_ids
 from specalign.data.turns import Template, Turns, end_of_turn, saying, turns_of
 from specalign.errors import UserError
 from specalign.templates import PLACE
+from specalign.terminal import say
 
 
 @dataclass(frozen=True)
@@ -21,13 +26,29 @@ class Prompt:
 
     id: str
     input_ids: tuple[int, ...]
-    """The whole prompt, template included."""
+    """The whole prompt, template included; of a conversation all that stands before its last answer."""
     reference_ids: tuple[int, ...]
     """The reference as a response, with the token that ends a turn; empty without a reference."""
     reference: str = ""
     category: str = ""
     n_truncated: int = 0
-    """Document tokens that were cut off to fit."""
+    """Tokens of document or conversation that were cut off to fit."""
+    spans: tuple[Span, ...] = field(default=(), repr=False)
+    """Where ``input_ids`` have earlier answers that are trained on too."""
+    n_cut_turns: int = field(default=0, repr=False)
+    """Oldest turns of a conversation that were left out to fit."""
+
+
+@dataclass(frozen=True)
+class Conversing:
+    """What is done with conversations, and with chat templates."""
+
+    turns: Literal["last", "all"] = "last"
+    """Answers that are trained on."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """Of the chat template."""
+    skip_bad_rows: bool = False
+    """Leave out, and list, the conversations that the template refuses, as long as they are not most."""
 
 
 def encode_prompts(
@@ -38,6 +59,7 @@ def encode_prompts(
     template: Template = "auto",
     max_prompt_tokens: int,
     keep_end: bool = False,
+    conversing: Conversing = Conversing(),
 ) -> list[Prompt]:
     """Tokenise ``examples``; only the document is cut where the prompt exceeds ``max_prompt_tokens``.
 
@@ -46,21 +68,55 @@ def encode_prompts(
     template. A plain prompt goes on: an end-of-sequence token that the tokenizer adds is left off, unless
     ``keep_end`` (for encoders). A document is cut after a sentence or a word where one ends near the limit, and
     between characters in any case. A repeated id gets a number
-    behind it. Raises UserError for a prompt without its place, a missing or failing chat
-    template, a limit that leaves no room for a document, and a row that the tokenizer refuses, by its id.
+    behind it. A conversation is written by the template as it is, and loses its oldest turns where it is too long
+    (see :mod:`specalign.data.dialogue`).
+    Raises UserError for a prompt without its place, a missing or failing chat template, a limit that leaves no room
+    for a document, a row that the tokenizer refuses, by its id, conversations that the template refuses, by theirs,
+    and a ``prompt`` of more than its place where there are conversations.
     """
     if PLACE not in prompt:
         raise UserError(f"the prompt has no {PLACE}: {prompt!r}")
     if half := lone_surrogate(prompt):
         raise UserError(f"the prompt has half a character (a lone surrogate, {half})")
-    turns = turns_of(tokenizer, template, keep_end=keep_end)
+    turns = turns_of(tokenizer, template, keep_end=keep_end, arguments=conversing.arguments)
     end = end_of_turn(tokenizer, template)
-    return [
-        saying(
-            f"row {example.id!r} is refused", partial(_encode, example, turns, end, prompt, max_prompt_tokens)
-        )
-        for example in with_distinct_ids(examples)
-    ]
+    if prompt.strip() != PLACE and any(example.messages for example in examples):
+        raise UserError(f"data.prompt is for documents, and there are conversations: leave it at {PLACE}")
+    if keep_end and conversing.turns == "all":
+        raise UserError("data.turns = all is for models without an encoder, which reads a conversation once")
+    written: list[Prompt] = []
+    bad: list[BadRow] = []
+    for example in with_distinct_ids(examples):
+        encode: Callable[[], Prompt] = partial(_encode, example, turns, end, prompt, max_prompt_tokens)
+        if example.messages:
+            encode = partial(_converse, example, turns, end, conversing.turns == "all", max_prompt_tokens)
+        try:
+            written.append(saying(f"row {example.id!r} is refused", encode))
+        except RowError as error:
+            bad.append(BadRow(f"row {example.id!r}", str(error)))
+    require_usable("the conversations", len(written), bad, skip=conversing.skip_bad_rows)
+    if bad:
+        say(f"specalign: left out {listed(bad)}", file=sys.stderr)
+    return written
+
+
+def _converse(example: Example, turns: Turns, end: int | None, every: bool, limit: int) -> Prompt:
+    """A conversation up to its last answer. Raises RowError."""
+    history, answer = answered(example)
+    found = fitted(history, turns, limit)
+    ids, spans = found.input_ids, list[Span]()
+    if every:
+        ids, spans = with_earlier_spans(found.dialogue, ids, turns, end)
+    return Prompt(
+        example.id,
+        tuple(ids),
+        tuple(answer_ids(found.dialogue, answer, turns, end)) if answer else (),
+        example.reference,
+        example.category,
+        found.n_cut_tokens,
+        tuple(spans),
+        found.n_cut_turns,
+    )
 
 
 def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit: int) -> Prompt:
@@ -74,7 +130,7 @@ def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit:
             "the model's folder; save the tokenizer again from where the model came from"
         )
     if len(encoded) > limit:
-        starts = _token_starts(turns.tokenizer, document)
+        starts = token_starts(turns.tokenizer, document)
         keep = len(starts) - (len(encoded) - limit)
         while keep > 0 and len(encoded) > limit:  # re-tokenised text can be a token longer than its parts
             document = example.document[: cut_before(example.document, starts[keep])]
@@ -88,12 +144,3 @@ def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit:
     return Prompt(
         example.id, tuple(encoded), (*reference, *ending), example.reference, example.category, n_truncated
     )
-
-
-def _token_starts(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """The character that each token of a text begins in; evenly spread where the tokenizer does not tell."""
-    if tokenizer.is_fast:
-        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-        return [begin for begin, _ in encoded["offset_mapping"]]
-    n = len(tokenizer(text, add_special_tokens=False)["input_ids"])
-    return [place * len(text) // n for place in range(n)]

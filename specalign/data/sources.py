@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specalign.data.bad_rows import BadRow, listed, require_usable
+from specalign.data.conversations import conversation_column, example_from_conversation
 from specalign.data.docstrings import docstring_examples
 from specalign.data.examples import (
     SOURCES_OWN,
@@ -93,6 +94,7 @@ def load_examples(
     """The first ``limit`` examples of a split of ``source``; no two have the same id.
 
     Empty names in ``columns`` are the source's own ones ("document" and "reference" in local files).
+    A row without a document whose messages, conversations, prompt or turns are a list is a conversation.
     ``builtin:docstrings`` and ``builtin:functions`` · ``spec_bench:PATH`` (a test set: all categories, first turns;
     ``columns`` do not apply) · a local file (see :mod:`specalign.data.files`), which is cut into splits by content
     unless all of it is asked for (see :mod:`specalign.data.splits`), or a folder with files named after the splits ·
@@ -194,7 +196,16 @@ def _examples(source: str, split: Split, columns: Columns, limit: int | None) ->
 
 def _tabular(rows: Rows, columns: Columns, known: Columns) -> Iterator[Example | BadRow]:
     named = Columns(columns.document or known.document, columns.reference or known.reference)
-    return _made(rows, lambda row, default_id: example_from_row(row, named, default_id))
+
+    def example(row: Mapping[str, Any], default_id: str) -> Example:
+        column = columns.messages
+        if not column and named.document == USUAL.document and named.document not in row:
+            column = conversation_column(row) or ""
+        if column:
+            return example_from_conversation(row, column, named.reference, default_id)
+        return example_from_row(row, named, default_id)
+
+    return _made(rows, example)
 
 
 def _made(rows: Rows, make: Callable[[Mapping[str, Any], str], Example]) -> Iterator[Example | BadRow]:

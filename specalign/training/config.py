@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import Fixed, Suppress, arg
 
-from specalign.config import STRICT, Weights
+from specalign.config import STRICT, NamedValues, Weights
 from specalign.errors import UserError
 from specalign.ranges import (
     Above0,
@@ -102,14 +102,21 @@ class DataConfig:
     """Column of the document, or column.field; empty: the source's own default."""
     reference: str = ""
     """Column of the reference, or column.field; empty: the source's own default."""
+    messages: str = ""
+    """Column of a conversation's messages; empty: messages, conversations, prompt or turns, where it is a list."""
     skip_bad_rows: Annotated[bool, arg(aliases=["--skip-bad-rows"])] = False
     """List rows that cannot be used and go on without them, instead of stopping."""
     prompt: str = ""
     """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
+    template_arguments: NamedValues = field(default_factory=dict)
+    """Given to the chat template, such as enable_thinking=false."""
+    turns: Literal["last", "all"] = "last"
+    """Which of a conversation's answers are trained on; the teacher writes them anew, in order, unless
+    rollout.source is ground_truth."""
     max_prompt_tokens: Tokens = 128
-    """Longest prompt, in tokens; documents are cut to fit."""
+    """Longest prompt, in tokens; documents are cut to fit, conversations lose their oldest turns."""
     max_response_tokens: Tokens = 48
     """Longest response, in tokens: generated ones stop here, references are cut."""
     n_train: CountOrZero = 0

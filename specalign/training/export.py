@@ -15,7 +15,7 @@ from tyro.conf import arg
 
 from specalign import folders
 from specalign.config import STRICT, checked, load_config, parse_flags
-from specalign.data import Columns, Prompt, encode_prompts, load_examples
+from specalign.data import Prompt, load_examples
 from specalign.decoding import generate, make_stepper
 from specalign.errors import UserError
 from specalign.files import write_json
@@ -27,6 +27,7 @@ from specalign.ranges import Output
 from specalign.terminal import say
 from specalign.training.config import TrainConfig
 from specalign.training.folder import PROVENANCE, RECIPE, read_provenance, write_model
+from specalign.training.prompts import columns, encoded
 from specalign.training.recipe import resolve, with_prompt
 
 PROGRAM = "specalign-train export"
@@ -137,19 +138,13 @@ def _prompts(config: TrainConfig, tokenizer: PreTrainedTokenizerBase, n: int) ->
     examples = load_examples(
         data.source,
         "train",
-        columns=Columns(data.document, data.reference),
+        columns=columns(data),
         limit=n,
         skip_bad_rows=data.skip_bad_rows,
     )
     if len(examples) < 2:
         raise UserError(f"data set {data.source!r} has one row only: the rows are verified on others")
-    return encode_prompts(
-        examples,
-        tokenizer,
-        prompt=data.prompt,
-        template=data.template,
-        max_prompt_tokens=data.max_prompt_tokens,
-    )
+    return encoded(data, examples, tokenizer)
 
 
 def _recipe(source: Path) -> TrainConfig:

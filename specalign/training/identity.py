@@ -27,7 +27,7 @@ SHORT = 12
 
 
 def rows_identity(splits: Mapping[Split, Sequence[Example]]) -> dict[str, str]:
-    """Name -> number and hash of a split's rows: documents and references, in their order."""
+    """Name -> number and hash of a split's rows: documents and references, or conversations, in their order."""
     return {
         ("training rows" if split == "train" else f"{split} rows"): f"{len(rows)}, {_hash(rows)}"
         for split, rows in splits.items()
@@ -75,7 +75,8 @@ def require_same(config: TrainConfig, ours: Mapping[str, str]) -> None:
 def _hash(rows: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.document, row.reference)).encode("utf-8", "backslashreplace"))
+        conversation = (row.messages, row.tools) if row.messages else ()
+        digest.update(repr((row.document, row.reference, *conversation)).encode("utf-8", "backslashreplace"))
     return digest.hexdigest()
 
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specalign.config import cache_dir
-from specalign.data import Columns, Example, Prompt, encode_prompts, load_splits
+from specalign.data import Example, Prompt, load_splits
 from specalign.data.examples import Split
 from specalign.data.turns import end_of_turn
 from specalign.models.attention import FLASH
@@ -36,8 +36,10 @@ from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
 from specalign.terminal import say
 from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
+from specalign.training.conversations import Told, told
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.identity import model_identity, models_of, rows_identity
+from specalign.training.prompts import columns, encoded
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, responses_key, stored_responses
 from specalign.training.starts import Slicing
@@ -61,7 +63,7 @@ class Materials:
     test: list[Prompt] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall seconds of each preparation, by name."""
-    _responses: dict[str, dict[str, Tokens]] = field(default_factory=dict)
+    _told: dict[str, Told] = field(default_factory=dict)
     _teacher_states: TeacherStates | None = None
     _starts: dict[StudentConfig, PreTrainedModel] = field(default_factory=dict)
     _references: dict[str, PreTrainedModel] = field(default_factory=dict)
@@ -117,10 +119,17 @@ class Materials:
 
     def responses(self, split: Split) -> dict[str, Tokens]:
         """The teacher's response to each prompt of a split, from the cache where it is there."""
-        if split not in self._responses:
+        return self._taught(split).responses
+
+    def told(self, split: Split) -> dict[str, Prompt]:
+        """The prompts of a split, by id, with the teacher's own earlier answers where these are trained on."""
+        return self._taught(split).prompts
+
+    def _taught(self, split: Split) -> Told:
+        if split not in self._told:
             with self._timed(f"responses_{split}"):
-                self._responses[split] = self._teacher_writes(split)
-        return self._responses[split]
+                self._told[split] = self._teacher_writes(split)
+        return self._told[split]
 
     def references(self, split: Split) -> dict[str, Tokens]:
         """The data set's reference for each prompt that has one."""
@@ -134,7 +143,7 @@ class Materials:
             return None
         if size not in self._vocabularies:
             texts = chain(self.responses("train").values(), self.references("train").values())
-            prompts = (prompt.input_ids for prompt in self.train)
+            prompts = (prompt.input_ids for prompt in self.told("train").values())
             always = [*eos_ids(self.teacher), *special_ids(self.tokenizer)]
             chosen = choose_draft_vocabulary(chain(texts, prompts), size, self.n_tokens, always)
             self._vocabularies[size] = chosen.to(self.device)
@@ -174,13 +183,11 @@ class Materials:
         for prompt in self.train:
             if sum(len(text[-1]) for text in chosen) >= n_tokens:
                 break
-            response = responses[prompt.id]
-            chosen.append(
-                (prompt.input_ids + response,) if start is None else (prompt.input_ids, (start, *response))
-            )
+            response, asked = responses[prompt.id], self.told("train")[prompt.id].input_ids
+            chosen.append((asked + response,) if start is None else (asked, (start, *response)))
         return chosen
 
-    def _teacher_writes(self, split: Split) -> dict[str, Tokens]:
+    def _teacher_writes(self, split: Split) -> Told:
         config = self.config
         prompts = self.prompts(split)
         temperature = config.rollout.teacher_temperature
@@ -193,18 +200,31 @@ class Materials:
             "seed": config.seed if temperature else 0,
             "ends": eos_ids(self.teacher),
         }
+        n_answers = sum(1 + len(prompt.spans) for prompt in prompts)
         engine = WRITERS[config.engine.name]
         facts |= engine.facts
         folder = cache_dir() / "responses" / responses_key(facts)
         with (
             main_process_first(),
             ExitStack() as stack,
-            progress_bar(f"teacher's responses ({split})", len(prompts)) as bar,
+            progress_bar(f"teacher's responses ({split})", n_answers) as bar,
         ):
             writer = engine.writer(Teacher(config, self.teacher, self.tokenizer), folder, stack)
-            return stored_responses(
-                folder, writer, prompts, config.data.max_response_tokens, seed=config.seed, progress=bar.advance
+            write = partial(
+                stored_responses,
+                folder,
+                writer,
+                max_new_tokens=config.data.max_response_tokens,
+                seed=config.seed,
+                progress=bar.advance,
             )
+            found = told(prompts, write, eos_ids(self.teacher), config.data.max_prompt_tokens)
+        if found.n_shortened and rank() == 0:
+            say(
+                f"specalign-train: {found.n_shortened} of {len(prompts)} conversations ({split}) end early: with the "
+                "teacher's answers the next prompt would exceed data.max_prompt_tokens"
+            )
+        return found
 
 
 def load_materials(config: TrainConfig) -> Materials:
@@ -215,21 +235,11 @@ def load_materials(config: TrainConfig) -> Materials:
     splits = load_data(config.data)
     tokenizer = load_tokenizer(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
 
-    def encoded(examples: list[Example]) -> list[Prompt]:
-        data = config.data
-        return encode_prompts(
-            examples,
-            tokenizer,
-            prompt=data.prompt,
-            template=data.template,
-            max_prompt_tokens=data.max_prompt_tokens,
-            keep_end=is_encoder_decoder(
-                config.teacher.model, trust_remote_code=config.teacher.trust_remote_code
-            ),
-        )
-
+    keep_end = is_encoder_decoder(config.teacher.model, trust_remote_code=config.teacher.trust_remote_code)
     # what is wrong with the prompts is said before a model is loaded
-    train, validation, test = (encoded(splits.get(split, [])) for split in HELD_APART)
+    train, validation, test = (
+        encoded(config.data, splits.get(split, []), tokenizer, keep_end=keep_end) for split in HELD_APART
+    )
     teacher = load_model(
         config.teacher.model,
         dtype=resolve_dtype(config.teacher.dtype, device),
@@ -257,6 +267,7 @@ def data_facts(materials: Materials) -> dict[str, int]:
         "n_test": len(materials.test),
         "n_truncated_prompts": len(cut),
         "n_truncated_prompt_tokens": sum(cut),
+        "n_cut_turns": sum(prompt.n_cut_turns for prompt in prompts),
         "n_truncated_references": sum(len(prompt.reference_ids) > limit for prompt in prompts),
     }
 
@@ -267,7 +278,8 @@ def _tell_what_was_cut(materials: Materials) -> None:
     if rank() == 0 and (facts["n_truncated_prompts"] or facts["n_truncated_references"]):
         say(
             f"specalign-train: of {n_prompts} prompts, {facts['n_truncated_prompts']} "
-            f"are cut to data.max_prompt_tokens (by {facts['n_truncated_prompt_tokens']} tokens in all), and "
+            f"are cut to data.max_prompt_tokens (by {facts['n_truncated_prompt_tokens']} tokens in all, "
+            f"{facts['n_cut_turns']} oldest turns of conversations among them), and "
             f"{facts['n_truncated_references']} references to data.max_response_tokens",
         )
 
@@ -278,7 +290,7 @@ def load_data(data: DataConfig) -> dict[Split, list[Example]]:
     return load_splits(
         data.source,
         limits | ({"test": data.n_test} if data.n_test else {}),
-        columns=Columns(data.document, data.reference),
+        columns=columns(data),
         skip_bad_rows=data.skip_bad_rows,
         tell=lambda line: say(f"specalign-train: {line}") if rank() == 0 else None,
     )

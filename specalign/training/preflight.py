@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
-from specalign.data import Columns, encode_prompts
 from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
 from specalign.data.turns import end_of_turn
 from specalign.errors import UserError
@@ -19,6 +18,7 @@ from specalign.training.config import PLUGIN, UNTRAINED, TrainConfig, require_sl
 from specalign.training.distributed import local_device
 from specalign.training.plan import Plan, make_plan
 from specalign.training.plugins import NONE, Plugins
+from specalign.training.prompts import columns, encoded
 from specalign.training.rollouts import needs_references
 from specalign.training.writers import WRITERS
 
@@ -169,22 +169,15 @@ def _gib(n_bytes: int) -> str:
 
 def _data_checks(configs: Sequence[TrainConfig], teacher: Outlined) -> list[Check]:
     data = configs[0].data
-    columns = Columns(data.document, data.reference)
+    names = columns(data)
     references = any(each.method not in UNTRAINED and needs_references(each.rollout) for each in configs)
-    train = cache(lambda: first_rows(data.source, "train", columns, skip_bad_rows=data.skip_bad_rows))
-    validation = cache(lambda: first_rows(data.source, "validation", columns, skip_bad_rows=data.skip_bad_rows))
+    train = cache(lambda: first_rows(data.source, "train", names, skip_bad_rows=data.skip_bad_rows))
+    validation = cache(lambda: first_rows(data.source, "validation", names, skip_bad_rows=data.skip_bad_rows))
 
     def prompts() -> str | Caution:
         tokenizer = teacher().tokenizer
-        encoded = encode_prompts(
-            train().examples,
-            tokenizer,
-            prompt=data.prompt,
-            template=data.template,
-            max_prompt_tokens=data.max_prompt_tokens,
-            keep_end=teacher().kind == "encoder-decoder",
-        )
-        return describe_prompts(encoded, tokenizer, data.template, keep_end=teacher().kind == "encoder-decoder")
+        found = encoded(data, train().examples, tokenizer, keep_end=teacher().kind == "encoder-decoder")
+        return describe_prompts(found, tokenizer, data.template, keep_end=teacher().kind == "encoder-decoder")
 
     return [
         ("training rows", lambda: describe_rows(train(), references=references)),

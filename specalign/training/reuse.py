@@ -87,7 +87,7 @@ def is_fixed(row: Row) -> bool:
 
 
 def _file(folder: Path, row: Row) -> Path:
-    text = repr((row.trunk, row.n_prompt, row.encoder))
+    text = repr((row.trunk, row.n_prompt, row.encoder, *row.spans))
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -180,6 +180,8 @@ class Policy:
     references: Mapping[str, Tokens]
     responses: Mapping[str, Tokens]
     """The teacher's, by prompt id; empty where the method needs none."""
+    told: Mapping[str, Prompt] = field(default_factory=dict)
+    """The prompts of conversations that have the teacher's own earlier answers, by prompt id."""
 
     def rows(self, prompts: Sequence[Prompt], student: Writer, generator: torch.Generator) -> list[Row]:
         """One row a prompt, each by its own draw of who writes it. ``generator`` is a CPU generator."""
@@ -199,10 +201,7 @@ class Policy:
         branches: list[list[Branch]] = [[] for _ in prompts]
         for (index, start), tokens in zip(starts, written, strict=True):
             branches[index].append(Branch(start, tokens))
-        return [
-            Row(row.trunk, row.n_prompt, tuple(grown), row.encoder, row.on_policy)
-            for (row, _), grown in zip(plans, branches, strict=True)
-        ]
+        return [replace(row, branches=tuple(grown)) for (row, _), grown in zip(plans, branches, strict=True)]
 
     def _draw(self, n: int, generator: torch.Generator) -> list[bool]:
         """Whether the student writes each of ``n`` sequences."""
@@ -218,21 +217,28 @@ class Policy:
         self, prompt: Prompt, on_policy: bool, student: PreTrainedModel, generator: torch.Generator
     ) -> tuple[Row, list[int]]:
         """The row without its branches, and the trunk positions where these start."""
-        head: Tokens = prompt.input_ids
+        full = on_policy and self.config.style == "full"
+        from_teacher = full or self._from_teacher(on_policy)
+        asked = self.told.get(prompt.id, prompt) if from_teacher else prompt
+        head: Tokens = asked.input_ids
         encoder: Tokens = ()
         if student.config.is_encoder_decoder:
-            head, encoder = (decoder_start_id(student),), prompt.input_ids
-        if on_policy and self.config.style == "full":
+            head, encoder = (decoder_start_id(student),), asked.input_ids
+        if full:
             return Row(head, len(head), (), encoder, on_policy=True), [len(head)]
-        response = self._response(prompt, on_policy)
-        row = Row(head + response, len(head), (), encoder, on_policy)
+        response = self._response(prompt, from_teacher)
+        spans = tuple((begin, min(end, begin + self.max_response_tokens)) for begin, end in asked.spans)
+        row = Row(head + response, len(head), (), encoder, on_policy, spans)
         if not on_policy:
             return row, []
         places = torch.randperm(len(response), generator=generator)[: self.config.branches]
         return row, [len(head) + place for place in sorted(places.tolist())]
 
-    def _response(self, prompt: Prompt, on_policy: bool) -> Tokens:
-        from_teacher = self.config.trunk == "teacher" if on_policy else self.config.source != "ground_truth"
+    def _from_teacher(self, on_policy: bool) -> bool:
+        """Whether the trunk is the teacher's response, or the data's."""
+        return self.config.trunk == "teacher" if on_policy else self.config.source != "ground_truth"
+
+    def _response(self, prompt: Prompt, from_teacher: bool) -> Tokens:
         found = self.responses[prompt.id] if from_teacher else self.references[prompt.id]
         return found[: self.max_response_tokens]
 

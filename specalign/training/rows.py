@@ -25,6 +25,11 @@ class Branch:
     start: int
     tokens: tuple[int, ...]
 
+    @property
+    def end(self) -> int:
+        """Its length with what it follows."""
+        return self.start + len(self.tokens)
+
 
 @dataclass(frozen=True)
 class Row:
@@ -33,19 +38,22 @@ class Row:
     trunk: tuple[int, ...]
     """What the decoder reads: prompt and response; for an encoder-decoder model its start token and response."""
     n_prompt: int
-    """Leading trunk tokens that never enter the loss."""
+    """Leading trunk tokens, of which none but those in ``spans`` enter the loss."""
     branches: tuple[Branch, ...] = ()
     encoder: tuple[int, ...] = ()
     """The prompt of an encoder-decoder model; else empty."""
     on_policy: bool = False
     """Whether the student wrote what is scored."""
+    spans: tuple[tuple[int, int], ...] = ()
+    """Begin and end of earlier responses among the prompt's tokens, which are scored with the trunk's own."""
 
     @property
     def scored(self) -> tuple[Branch, ...]:
-        """The branches, or the response as the only one."""
+        """The branches, or the trunk's responses in their order."""
         if self.branches or self.on_policy:
             return self.branches
-        return (Branch(self.n_prompt, self.trunk[self.n_prompt :]),)
+        places = (*self.spans, (self.n_prompt, len(self.trunk)))
+        return tuple(Branch(begin, self.trunk[begin:end]) for begin, end in places)
 
     @property
     def n_tokens(self) -> int:
@@ -106,7 +114,9 @@ def lay_out(rows: Sequence[Row], *, packed: bool, device: torch.device = CPU) ->
     for row in rows:
         line = _trunk(row)
         for branch in row.scored:
-            places += [(len(lines), place) for place in _add_branch(line, branch)]
+            inside = branch.start < row.n_prompt  # an earlier response, which the trunk has already
+            found = range(branch.start - 1, branch.end - 1) if inside else _add_branch(line, branch)
+            places += [(len(lines), place) for place in found]
             sequences += [len(sequences)] * len(branch.tokens)
             labels += branch.tokens
         lines.append(line)
@@ -124,6 +134,8 @@ def lay_out(rows: Sequence[Row], *, packed: bool, device: torch.device = CPU) ->
 
 
 def _separate(row: Row) -> list[Row]:
+    if row.spans and not row.on_policy:
+        return [row]
     return [
         Row(row.trunk[: branch.start] + branch.tokens, branch.start, (), row.encoder)
         for branch in row.scored

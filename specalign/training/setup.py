@@ -122,7 +122,8 @@ def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt]
     ]
     if not prompts:
         raise UserError(f"data {config.data.source!r} has no references; choose another rollout.source")
-    return prompts, Policy(rollout, config.data.max_response_tokens, references, responses)
+    told = materials.told("train") if responses else {}
+    return prompts, Policy(rollout, config.data.max_response_tokens, references, responses, told)
 
 
 def build_objective(config: ObjectiveConfig, plugins: Plugins = NONE) -> Objective:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from specalign.data import Prompt
 from specalign.data.examples import Split
 from specalign.decoding.drafters import ModelDrafter
 from specalign.decoding.generate import generate
@@ -16,6 +18,8 @@ from specalign.training.materials import Materials
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, overlaps, states
 
+Measured = list[list[list[float]]]
+"""A number for each position of each answer to each prompt."""
 BATCH = 8
 """Sequences of one forward pass."""
 
@@ -52,6 +56,8 @@ class Validation:
     """Held-out sequences with the teacher's hidden states, which are computed once."""
 
     batches: tuple[tuple[Layout, Tensor], ...]
+    n_answers: tuple[int, ...]
+    """Of each prompt: a conversation may have several, which are scored apart and counted as one prompt's."""
     prompts: tuple[tuple[int, ...], ...]
     max_response_tokens: int
     gamma: int = 4
@@ -62,12 +68,12 @@ class Validation:
     def score(self, pair: Pair) -> Score:
         """Teacher-forced metrics of the student."""
         alphas, agreements = self._measured(pair)
-        flat = [value for sequence in alphas for value in sequence]
+        flat = [value for prompt in alphas for answer in prompt for value in answer]
         return Score(
             alpha=sum(flat) / len(flat),
-            alpha_se=clustered_se(alphas),
-            agreement=sum(map(sum, agreements)) / len(flat),
-            tau=expected_tau(alphas, self.gamma),
+            alpha_se=clustered_se([list(chain(*prompt)) for prompt in alphas]),
+            agreement=sum(map(sum, chain(*agreements))) / len(flat),
+            tau=expected_tau(list(chain(*alphas)), self.gamma),
             n_positions=len(flat),
         )
 
@@ -76,19 +82,19 @@ class Validation:
         return [
             {
                 "prompt_id": name,
-                "n_positions": len(alpha),
-                "alpha": sum(alpha) / len(alpha),
-                "agreement": sum(agreement) / len(alpha),
+                "n_positions": (n := sum(map(len, alphas))),
+                "alpha": sum(map(sum, alphas)) / n,
+                "agreement": sum(map(sum, agreements)) / n,
                 "gamma": self.gamma,
-                "n_windows": max(0, len(alpha) - self.gamma + 1),
-                "tau": expected_tau([alpha], self.gamma),
+                "n_windows": sum(max(0, len(alpha) - self.gamma + 1) for alpha in alphas),
+                "tau": expected_tau(alphas, self.gamma),
             }
-            for name, alpha, agreement in zip(self.prompt_ids, *self._measured(pair), strict=True)
+            for name, alphas, agreements in zip(self.prompt_ids, *self._measured(pair), strict=True)
         ]
 
     @torch.no_grad()
-    def _measured(self, pair: Pair) -> tuple[list[list[float]], list[list[float]]]:
-        """sum_v min(p, q), and 1 where the argmax is the same, at each position of each sequence."""
+    def _measured(self, pair: Pair) -> tuple[Measured, Measured]:
+        """sum_v min(p, q), and 1 where the argmax is the same."""
         was_training = pair.student.training
         pair.student.eval()
         alphas: list[list[float]] = []
@@ -99,7 +105,11 @@ class Validation:
                 alphas.append(found.alpha[layout.sequence_ids == sequence].tolist())
                 agreements.append(found.agreement[layout.sequence_ids == sequence].tolist())
         pair.student.train(was_training)
-        return alphas, agreements
+        return self._by_prompt(alphas), self._by_prompt(agreements)
+
+    def _by_prompt(self, answers: Sequence[list[float]]) -> Measured:
+        rest = iter(answers)
+        return [[next(rest) for _ in range(n)] for n in self.n_answers]
 
     def probe(self, pair: Pair, n_prompts: int, generator: torch.Generator) -> ProbeScore:
         """Decode the first prompts speculatively at temperature 1, with the drafter as it will be used."""
@@ -129,8 +139,9 @@ class Validation:
 def make_validation(materials: Materials, split: Split = "validation") -> Validation:
     """Lay out the teacher's responses to the prompts of a split that is held out, and run the teacher over them."""
     responses = materials.responses(split)
-    prompts = [prompt for prompt in materials.prompts(split) if responses[prompt.id]]
-    rows = [row_of(materials, prompt.input_ids, responses[prompt.id]) for prompt in prompts]
+    told = materials.told(split)
+    prompts = [told[prompt.id] for prompt in materials.prompts(split) if responses[prompt.id]]
+    rows = [row_of(materials, prompt, responses[prompt.id]) for prompt in prompts]
     batches = []
     for begin in range(0, len(rows), BATCH):
         layout = lay_out(rows[begin : begin + BATCH], packed=False, device=materials.device)
@@ -138,6 +149,7 @@ def make_validation(materials: Materials, split: Split = "validation") -> Valida
             batches.append((layout, states(materials.teacher, layout)))
     return Validation(
         tuple(batches),
+        tuple(sum(bool(answer.tokens) for answer in row.scored) for row in rows),
         tuple(prompt.input_ids for prompt in prompts),
         materials.config.data.max_response_tokens,
         prompt_ids=tuple(prompt.id for prompt in prompts),
@@ -191,10 +203,10 @@ def as_fields(score: Score, probe: ProbeScore | None) -> dict[str, float]:
     return {**asdict(score), **extra}
 
 
-def row_of(materials: Materials, prompt: tuple[int, ...], response: tuple[int, ...]) -> Row:
-    """The row of one prompt and one response."""
+def row_of(materials: Materials, prompt: Prompt, response: tuple[int, ...]) -> Row:
+    """The row of one prompt, its earlier answers included, and one response."""
     if materials.teacher.config.is_encoder_decoder:
         from specalign.models.properties import decoder_start_id
 
-        return Row((decoder_start_id(materials.teacher), *response), 1, (), prompt)
-    return Row(prompt + response, len(prompt))
+        return Row((decoder_start_id(materials.teacher), *response), 1, (), prompt.input_ids)
+    return Row(prompt.input_ids + response, len(prompt.input_ids), spans=prompt.spans)

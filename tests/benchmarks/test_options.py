@@ -148,6 +148,8 @@ EFFECTS: dict[str, tuple[Callable[[BenchConfig], object], Options, Any]] = {
     "data.split": (prompts, {}, "train"),
     "data.document": (prompts, {}, "title"),
     "data.reference": (prompts, {}, "title"),
+    "data.messages": (prompts, {"data.prompt": "{document}"}, "talk"),
+    "data.template_arguments": (prompts, {"target.model": "<root>/chatty"}, {"extra": "w8"}),
     "data.skip_bad_rows": (prompts, {"data.source": "<root>/bad.jsonl"}, True),
     "data.category": (prompts, {}, "b"),
     "data.prompt": (prompts, {}, "w5 {document}"),
@@ -213,7 +215,9 @@ def root(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (folder / name).symlink_to(models_folder / name)
     AutoModelForCausalLM.from_pretrained(models_folder / "target").save_pretrained(folder / "chatty")
     tokenizer = AutoTokenizer.from_pretrained(models_folder / "target")
-    tokenizer.chat_template = "w9 {{ messages[0]['content'] }} w9 {{ messages[1]['content'] if messages[1:] }}"
+    tokenizer.chat_template = (
+        "{{ extra }} w9 {{ messages[0]['content'] }} w9 {{ messages[1]['content'] if messages[1:] }}"
+    )
     tokenizer.save_pretrained(folder / "chatty")
     rows: list[Options] = [
         {
@@ -221,6 +225,7 @@ def root(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "reference": WORDS[i],
             "title": WORDS[i + 1],
             "category": "ab"[i % 2],
+            "talk": [{"role": "user", "content": WORDS[i]}],
         }
         for i in range(20)
     ]

@@ -47,11 +47,11 @@ def test_cut_documents_are_counted() -> None:
     chat: Any = SimpleNamespace(chat_template="{{ messages }}")
     whole, cut = Prompt("1", (1, 2, 3), ()), Prompt("2", (1, 2), (), n_truncated=4)
     assert describe_prompts([whole], chat, "auto") == (
-        "the tokenizer's chat template, up to 3 tokens; 0 of 1 documents are cut to fit"
+        "the tokenizer's chat template, up to 3 tokens; 0 of 1 are cut to fit"
     )
     found = describe_prompts([whole, cut], plain, "auto")
     assert isinstance(found, Caution)
-    assert found.text.startswith("plain text, up to 3 tokens; 1 of 2 documents are cut")
+    assert found.text.startswith("plain text, up to 3 tokens; 1 of 2 are cut")
     assert "--data.prompt tldr" in found.text
 
 

@@ -110,6 +110,25 @@ def test_sequences_are_told_apart() -> None:
     assert len(runs) == len(set(runs)) == 5
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_earlier_answers_of_a_row_are_scored_as_in_rows_of_their_own(packed: bool) -> None:
+    model = build("llama", "sdpa", 0)
+    trunk = (*PROMPT, 10, 11, 12, 2, 20, 21)
+    spans, rows = ((2, 4), (7, 10), (11, 13)), [Row(trunk, 11, spans=((2, 4), (7, 10)))]
+    layout = lay_out([*ROWS, *rows], packed=packed)
+    n = rows[0].n_tokens
+    assert (n, layout.labels[-n:].tolist()) == (7, [5, 6, 10, 11, 12, 20, 21])
+    assert layout.sequence_ids[-n:].unique().numel() == 3
+    alone = lay_out([Row(trunk[:end], begin) for begin, end in spans], packed=packed)
+    torch.testing.assert_close(states(model, layout)[-n:], states(model, alone), rtol=1e-5, atol=1e-6)
+
+
+def test_branches_of_a_conversation_leave_its_earlier_answers_alone() -> None:
+    row = Row((*PROMPT, 10, 11), 7, (Branch(8, (13, 14)),), (), True, spans=((2, 4),))
+    for packed in (True, False):
+        assert lay_out([row], packed=packed).labels.tolist() == [13, 14]
+
+
 def test_branches_of_an_encoder_decoder_model_are_scored_as_alone() -> None:
     """Each in a decoder row of its own, after one encoder pass a prompt."""
     torch.manual_seed(0)
