@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -188,13 +189,26 @@ def is_encoder_decoder(name: str, *, trust_remote_code: bool = False) -> bool:
     return bool(config.is_encoder_decoder)
 
 
-def empty_model(name: str, *, trust_remote_code: bool = False) -> PreTrainedModel:
+def empty_model(name: str, *, trust_remote_code: bool = False, attn: Attention = "auto") -> PreTrainedModel:
     """The model's class without weights, on the meta device: only its config is read."""
     source = _found(name)
+    options = {} if attn == "auto" else {"attn_implementation": attn}
     with _clear_errors(name), torch.device("meta"):
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
         auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-        return auto.from_config(config, trust_remote_code=trust_remote_code)
+        return auto.from_config(config, trust_remote_code=trust_remote_code, **options)
+
+
+def weightless(
+    name: str, *, dtype: torch.dtype, attn: Attention = "auto", trust_remote_code: bool = False
+) -> PreTrainedModel:
+    """As :func:`load_model` loads it, in dtype, attention and generation config, but for the weights."""
+    source = _found(name)
+    model = empty_model(name, trust_remote_code=trust_remote_code, attn=attn).eval()
+    model.to(dtype=dtype)
+    with suppress(OSError):  # it has none: what the model's own config says
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model
 
 
 def require_same_tokenizer(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:

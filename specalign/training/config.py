@@ -62,6 +62,9 @@ class TeacherConfig:
     """GiB of these states that are kept at most; the rest is computed each time."""
     reuse_on_disk: bool = False
     """Keep them in the cache folder, for later commands too, not in main memory."""
+    offload: Literal["none", "after-states"] = "none"
+    """after-states: write the responses, keep the states of all of them (reuse_states), then give the teacher's memory
+    back but for its head, and train. For responses that are fixed."""
     trust_remote_code: bool = False
     """Run the model repository's own code."""
     __pydantic_config__ = STRICT

@@ -19,19 +19,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.config import cache_dir
 from specalign.data import Example, Prompt, load_splits
 from specalign.data.examples import Split
-from specalign.data.turns import end_of_turn
-from specalign.models.attention import FLASH
 from specalign.models.devices import multiply_in_tf32
 from specalign.models.load import (
-    Attention,
     is_encoder_decoder,
     load_model,
     load_tokenizer,
     resolve_device,
-    resolve_dtype,
 )
-from specalign.models.preflight import flash_needs
-from specalign.models.properties import add_end, decoder_start_id, eos_ids
+from specalign.models.properties import decoder_start_id, eos_ids
+from specalign.models.released import is_released, take_head
 from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
 from specalign.terminal import say
@@ -41,8 +37,9 @@ from specalign.training.distributed import local_device, main_process_first, ran
 from specalign.training.identity import model_identity, models_of, rows_identity
 from specalign.training.prompts import columns, encoded
 from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Tokens, responses_key, stored_responses
+from specalign.training.rollouts import Tokens, read_tensors, responses_key, stored_responses
 from specalign.training.starts import Slicing
+from specalign.training.teacher import asleep, attention_of, load_teacher
 from specalign.training.writers import WRITERS, Teacher
 
 HELD_APART: tuple[Split, ...] = ("train", "validation", "test")
@@ -58,6 +55,7 @@ class Materials:
     device: torch.device
     tokenizer: PreTrainedTokenizerBase
     teacher: PreTrainedModel
+    """Released (:mod:`specalign.models.released`) where the recipe says so and it is not needed yet, or any more."""
     train: list[Prompt]
     validation: list[Prompt]
     test: list[Prompt] = field(default_factory=list)
@@ -95,8 +93,30 @@ class Materials:
         if self._teacher_states is None:
             capacity = int(self.config.teacher.reuse_gib * 2**30)
             folder = self._states_folder() if self.config.teacher.reuse_on_disk else None
-            self._teacher_states = TeacherStates(self.teacher, capacity, folder)
+            self._teacher_states = TeacherStates(self.teacher, capacity, folder, device=self.device)
         return self._teacher_states
+
+    def wake(self) -> PreTrainedModel:
+        """The teacher with all its weights, loaded where it is released."""
+        if is_released(self.teacher):
+            self.teacher = load_teacher(self.config, self.device, self.tokenizer)
+            if self._teacher_states is not None:
+                self._teacher_states.teacher = self.teacher
+        return self.teacher
+
+    def has_its_head(self) -> bool:
+        """Put the head that an earlier command kept into a teacher without weights, if there is one."""
+        tensors = read_tensors(self.head_file) if self.config.teacher.reuse_on_disk else None
+        if tensors is None:
+            return False
+        here = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        take_head(self.teacher, here["weight"], here.get("bias"))
+        return True
+
+    @property
+    def head_file(self) -> Path:
+        """The teacher's output head, for commands that need no more of it."""
+        return cache_dir() / "heads" / f"{responses_key(self._teacher_facts())}.safetensors"
 
     def _states_folder(self) -> Path:
         return cache_dir() / "states" / responses_key(self._teacher_facts())
@@ -171,7 +191,7 @@ class Materials:
         if config.model:
             return _existing_student(self, config.model)
         require_sliceable(self.config)
-        return Slicing(self.teacher, self._teacher_facts, self._alignment_texts, self._timed).student(config)
+        return Slicing(self.wake(), self._teacher_facts, self._alignment_texts, self._timed).student(config)
 
     def _alignment_texts(self, n_tokens: int) -> list[tuple[Tokens, ...]]:
         """Prompts with the teacher's responses, until ``n_tokens`` are reached; (encoder's, decoder's) text each
@@ -209,7 +229,7 @@ class Materials:
             ExitStack() as stack,
             progress_bar(f"teacher's responses ({split})", n_answers) as bar,
         ):
-            writer = engine.writer(Teacher(config, self.teacher, self.tokenizer), folder, stack)
+            writer = engine.writer(Teacher(config, self.teacher, self.tokenizer, self.wake), folder, stack)
             write = partial(
                 stored_responses,
                 folder,
@@ -240,18 +260,13 @@ def load_materials(config: TrainConfig) -> Materials:
     train, validation, test = (
         encoded(config.data, splits.get(split, []), tokenizer, keep_end=keep_end) for split in HELD_APART
     )
-    teacher = load_model(
-        config.teacher.model,
-        dtype=resolve_dtype(config.teacher.dtype, device),
-        device=device,
-        quantization=config.teacher.quantization,
-        attn=attention_of(config, device),
-        trust_remote_code=config.teacher.trust_remote_code,
-    ).requires_grad_(False)
-    add_end(teacher, end_of_turn(tokenizer, config.data.template))
+    load = asleep if config.teacher.offload != "none" else load_teacher
+    teacher = load(config, device, tokenizer)
     materials = Materials(
         config, device, tokenizer, teacher, train, validation, test, rows=rows_identity(splits)
     )
+    if is_released(teacher) and not materials.has_its_head():
+        materials.wake()
     _tell_what_was_cut(materials)
     return materials
 
@@ -294,29 +309,6 @@ def load_data(data: DataConfig) -> dict[Split, list[Example]]:
         skip_bad_rows=data.skip_bad_rows,
         tell=lambda line: say(f"specalign-train: {line}") if rank() == 0 else None,
     )
-
-
-def attention_of(config: TrainConfig, device: torch.device) -> Attention:
-    """The implementation that models are loaded with: where flash_attention_2 cannot serve a recipe, a line says so.
-
-    It needs CUDA and the flash-attn package, and half precision. Branches that share a trunk are told apart by a
-    mask, which it does not take: one masked pass over a prompt's row reads far fewer tokens than a row a branch.
-    """
-    if config.attn != FLASH:
-        return config.attn
-    used: Attention = "sdpa"
-    if missing := flash_needs(device):
-        used, reason = "auto", f"attn = {FLASH} needs {missing}; using the model's default attention"
-    elif config.rollout.shares_trunks:
-        reason = f"branches that share a pass need a mask, which {FLASH} does not take; using sdpa"
-        reason += " (rollout.packed = false gives each branch a row of its own)"
-    elif config.optimiser.precision == "float32":
-        reason = f"{FLASH} needs half precision, not optimiser.precision = float32; using sdpa"
-    else:
-        used, reason = FLASH, f"{FLASH} where whole texts are scored; decoding and validation run by sdpa"
-    if rank() == 0:
-        say(f"specalign-train: {reason}")
-    return used
 
 
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:

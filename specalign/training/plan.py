@@ -32,7 +32,7 @@ class Plan:
     student_parameters: int
     teacher_parameters: int
     weights: int
-    """Both models."""
+    """Both models; of a teacher that is released before training (``teacher.offload``) the head alone."""
     copies: int
     """Of the student: as it starts, kept for the command's other runs, and in half precision while autocast lasts."""
     gradients: int
@@ -42,13 +42,20 @@ class Plan:
     logits: int
     rollouts: int
     """The caches of the student's responses, before the pass; theirs is the same memory."""
+    released: int
+    """Of the teacher, what is given back before training; 0 where it stays."""
+    scoring: int
+    """What is there before that: the teacher, and the slice that training starts from; 0 where it stays."""
+    states: int
+    """The teacher's states of fixed responses that are kept, at most, on disk or in main memory; 0: none are."""
     flops_per_token: float
     """Of rollout, scoring and update, for one trained token."""
 
     @property
     def total(self) -> int:
-        """All that is there at the same time."""
-        return self.lasting + max(self.activations + self.logits, self.rollouts)
+        """All that is there at the same time, before the teacher is released or after."""
+        training = self.lasting + max(self.activations + self.logits, self.rollouts)
+        return max(training, self.scoring)
 
     @property
     def lasting(self) -> int:
@@ -66,7 +73,11 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
     teacher = _n_parameters(teacher_config)
     student_config = _student_config(config, teacher_config)
     student = _n_parameters(student_config)
-    bits = BITS[config.teacher.quantization] or 8 * resolve_dtype(config.teacher.dtype, device).itemsize
+    size = resolve_dtype(config.teacher.dtype, device).itemsize
+    bits = BITS[config.teacher.quantization] or 8 * size
+    whole = int(teacher * bits / 8)
+    head = int(_body_and_head(teacher_config, teacher)[1] * size)
+    released = 0 if config.teacher.offload == "none" else whole - head
     tokens = config.optimiser.batch * _tokens_per_prompt(config)
     sharded = config.optimiser.sharded
     layers = _body_and_head(student_config, student)[0] if sharded == "weights" else 0.0
@@ -74,13 +85,16 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
     return Plan(
         student,
         teacher,
-        weights=4 * own + int(teacher * bits / 8),
+        weights=4 * own + whole - released,
         copies=4 * student + (2 * student if _halves(config) else 0),
         gradients=4 * own,
         optimiser=8 * student // processes if sharded == "moments" else 8 * own,
         activations=_activations(config, student_config, tokens),
         logits=LOGIT_COPIES * chunk_bytes(device),
         rollouts=_rollouts(config, student_config),
+        released=released,
+        scoring=(whole + (0 if config.student.model else 4 * student)) if released else 0,
+        states=_states(config, teacher_config, size),
         flops_per_token=_flops_per_token(config, (student_config, student), (teacher_config, teacher)),
     )
 
@@ -115,12 +129,41 @@ def print_plan(
         ),
         *(f"  {name:<12} {getattr(plan, name) / 2**30:8.2f} GiB" for name in SHOWN),
         f"  {owner} {memory / 2**30:.1f} GiB: optimiser.batch up to about {largest_batch(config, plan, memory)}",
+        *_of_the_teacher(config, plan),
         f"  {plan.flops_per_token / 1e9:.1f} GFLOP a trained token, cached responses and states aside",
     ]
     if tflops is not None:
         rate = tflops * 1e12 / plan.flops_per_token
         lines.append(f"  at {tflops:g} TFLOP/s at most {rate:,.0f} trained tokens per second and process")
     say("\n".join(lines))
+
+
+def _of_the_teacher(config: TrainConfig, plan: Plan) -> list[str]:
+    """What is kept of it, and what is given back."""
+    lines = []
+    if plan.states:
+        place = "on disk" if config.teacher.reuse_on_disk else "in main memory"
+        lines.append(f"  the teacher's states: up to {plan.states / 2**30:.2f} GiB {place}")
+    if plan.released:
+        lines.append(
+            f"  before training {plan.scoring / 2**30:.2f} GiB, of which {plan.released / 2**30:.2f} GiB "
+            "of the teacher are given back"
+        )
+    return lines
+
+
+def _states(config: TrainConfig, teacher: PreTrainedConfig, size: int) -> int:
+    """d numbers a token of each response that is met, at its longest; at most ``teacher.reuse_gib``."""
+    if not config.teacher.reuse_states:
+        return 0
+    data, budget, longest = config.data, config.budget, config.data.max_response_tokens
+    a_step = config.optimiser.batch * config.optimiser.accumulation * longest
+    limits = [data.n_train * longest, budget.steps * a_step, budget.tokens and budget.tokens + a_step]
+    room = int(config.teacher.reuse_gib * 2**30)
+    if not any(limits):
+        return room
+    n_tokens = min(limit for limit in limits if limit) + (data.n_validation + data.n_test) * longest
+    return min(room, n_tokens * teacher.get_text_config().hidden_size * size)
 
 
 def _model_config(name: str, config: TrainConfig) -> PreTrainedConfig:

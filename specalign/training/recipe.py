@@ -199,6 +199,8 @@ def check(config: TrainConfig) -> None:
         raise UserError("no budget: set budget.steps, budget.seconds or budget.tokens")
     if config.teacher.reuse_on_disk and not config.teacher.reuse_states:
         raise UserError("teacher.reuse_on_disk says where teacher.reuse_states keeps them: set that too")
+    if config.teacher.offload != "none":
+        _check_offload(config)
     if config.method == "aligned" and config.student.model:
         raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")
 
@@ -220,6 +222,20 @@ def _check_objective(objective: ObjectiveConfig) -> None:
     for name in objective.hyper:
         if objective.weights and name not in known and not objective.plugin:
             raise unknown(f"hyper-parameter of {' + '.join(objective.weights)}", name, known)
+
+
+def _check_offload(config: TrainConfig) -> None:
+    """What a run cannot do once the teacher is gone."""
+    what = f"teacher.offload = {config.teacher.offload}"
+    if not config.teacher.reuse_states:
+        raise UserError(f"{what} trains on the states that teacher.reuse_states keeps: set that too")
+    if config.method not in UNTRAINED and config.rollout.student_share > 0:
+        raise UserError(
+            f"{what} needs responses that are fixed, and the teacher would have to score the student's "
+            f"(rollout.source = {config.rollout.source}): set rollout.source = teacher or ground_truth"
+        )
+    if config.logging.probe_prompts:
+        raise UserError(f"{what} leaves no teacher to decode with: set logging.probe_prompts = 0")
 
 
 def _check_trackers(names: Sequence[str]) -> None:

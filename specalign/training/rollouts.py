@@ -234,6 +234,10 @@ class Policy:
         places = torch.randperm(len(response), generator=generator)[: self.config.branches]
         return row, [len(head) + place for place in sorted(places.tolist())]
 
+    def fixed(self, prompt: Prompt, model: PreTrainedModel) -> Row:
+        """The row that is trained on where the student does not write it; ``model`` is of the student's kind."""
+        return self._plan(prompt, False, model, torch.Generator())[0]
+
     def _from_teacher(self, on_policy: bool) -> bool:
         """Whether the trunk is the teacher's response, or the data's."""
         return self.config.trunk == "teacher" if on_policy else self.config.source != "ground_truth"

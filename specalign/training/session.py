@@ -18,6 +18,7 @@ from specalign.training.folder import is_complete
 from specalign.training.identity import model_identity, models_of, require_same, rows_identity
 from specalign.training.loop import train
 from specalign.training.materials import load_data, load_materials
+from specalign.training.offload import score_and_release
 from specalign.training.plugins import NONE, Plugins, identity, plugin_of
 from specalign.training.preflight import findings
 from specalign.training.recipe import check, completed, with_prompt
@@ -55,6 +56,8 @@ def _train_all(configs: Sequence[TrainConfig], plugins: Plugins) -> None:
         for config in unfinished:
             own = identity(plugin_of(config.objective, plugins))
             require_same(config, materials.identity(config) | own)
+        if materials.config.teacher.offload != "none":
+            score_and_release(materials, unfinished, plugins)
         validation = make_validation(materials)
         for config in unfinished:
             train(config, materials, validation, plugins)

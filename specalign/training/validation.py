@@ -136,17 +136,22 @@ class Validation:
         )
 
 
-def make_validation(materials: Materials, split: Split = "validation") -> Validation:
-    """Lay out the teacher's responses to the prompts of a split that is held out, and run the teacher over them."""
+def held_out_rows(materials: Materials, split: Split) -> tuple[list[Prompt], list[Row]]:
+    """The prompts of a split that the teacher answers, and a row of each with its answer."""
     responses = materials.responses(split)
     told = materials.told(split)
     prompts = [told[prompt.id] for prompt in materials.prompts(split) if responses[prompt.id]]
-    rows = [row_of(materials, prompt, responses[prompt.id]) for prompt in prompts]
+    return prompts, [row_of(materials, prompt, responses[prompt.id]) for prompt in prompts]
+
+
+def make_validation(materials: Materials, split: Split = "validation") -> Validation:
+    """Lay out the teacher's responses to the prompts of a split that is held out, and run the teacher over them."""
+    prompts, rows = held_out_rows(materials, split)
     batches = []
     for begin in range(0, len(rows), BATCH):
-        layout = lay_out(rows[begin : begin + BATCH], packed=False, device=materials.device)
-        with torch.no_grad():
-            batches.append((layout, states(materials.teacher, layout)))
+        group = rows[begin : begin + BATCH]
+        layout = lay_out(group, packed=False, device=materials.device)
+        batches.append((layout, _states(materials, group, layout)))
     return Validation(
         tuple(batches),
         tuple(sum(bool(answer.tokens) for answer in row.scored) for row in rows),
@@ -154,6 +159,14 @@ def make_validation(materials: Materials, split: Split = "validation") -> Valida
         materials.config.data.max_response_tokens,
         prompt_ids=tuple(prompt.id for prompt in prompts),
     )
+
+
+@torch.no_grad()
+def _states(materials: Materials, rows: Sequence[Row], layout: Layout) -> Tensor:
+    """[N, d] the teacher's, kept where the recipe keeps those of fixed responses."""
+    if materials.config.teacher.reuse_states:
+        return materials.teacher_states.of(rows, packed=False)
+    return states(materials.teacher, layout)
 
 
 def expected_tau(alphas: Sequence[Sequence[float]], gamma: int) -> float:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specalign.errors import UserError
 from specalign.models.preflight import Outline
 from specalign.models.properties import eos_ids
 from specalign.training.config import TrainConfig
-from specalign.training.rollouts import Writer, Writes
+from specalign.training.rollouts import Tokens, Writer, Writes
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,10 @@ class Teacher:
 
     config: TrainConfig
     model: PreTrainedModel
+    """Perhaps without its weights."""
     tokenizer: PreTrainedTokenizerBase
+    wake: Callable[[], PreTrainedModel]
+    """The same with them."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +41,25 @@ class Engine:
     """What will write, said before anything is loaded; UserError where it cannot."""
 
 
+@dataclass(frozen=True)
+class OwnWriter:
+    """The teacher itself, whose weights are there once something is to be written."""
+
+    teacher: Teacher
+    device: torch.device
+    """Of the teacher, and of the generator that it draws from."""
+
+    def write(
+        self, prefixes: Sequence[Sequence[int]], max_new_tokens: int, generator: torch.Generator | None
+    ) -> list[Tokens]:
+        """As :class:`Writer` does."""
+        rollout = self.teacher.config.rollout
+        writer = Writer(self.teacher.wake(), rollout.teacher_temperature, batch=rollout.batch)
+        return writer.write(prefixes, max_new_tokens, generator)
+
+
 def _own(teacher: Teacher, folder: Path, stack: ExitStack) -> Writes:
-    rollout = teacher.config.rollout
-    return Writer(teacher.model, rollout.teacher_temperature, batch=rollout.batch)
+    return OwnWriter(teacher, teacher.model.get_output_embeddings().weight.device)
 
 
 def _served(teacher: Teacher, folder: Path, stack: ExitStack) -> Writes:

@@ -193,6 +193,31 @@ def test_plan_counts_what_a_run_keeps_beside_its_models(tiny: Tiny, monkeypatch:
     assert planning.largest_batch(tiny("distillspec"), crowded, 2**39) == 0
 
 
+def test_plan_says_what_a_released_teacher_leaves(tiny: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
+    from specalign.training.plan import make_plan, print_plan
+
+    teacher = {"reuse_states": True, "offload": "after-states"}
+    stays = make_plan(tiny("seqkd", teacher={"reuse_states": True}))
+    leaves = make_plan(tiny("seqkd", teacher=teacher))
+    assert (stays.released, stays.scoring) == (0, 0)
+    head = 64 * 16
+    assert leaves.released == stays.weights - leaves.weights == 4 * (stays.teacher_parameters - head)
+    assert leaves.scoring == 4 * (stays.teacher_parameters + stays.student_parameters)
+    longest = 6 * 16 * 4  # tokens, numbers, bytes
+    assert leaves.states == stays.states == (4 * 2 * 2 + 32) * longest
+    assert make_plan(tiny("seqkd")).states == 0
+    by_prompts = tiny("seqkd", teacher=teacher, data={"n_train": 3, "n_test": 2})
+    assert make_plan(by_prompts).states == (3 + 2 + 32) * longest
+    by_tokens = tiny("seqkd", teacher=teacher, budget={"steps": 0, "tokens": 12})
+    assert make_plan(by_tokens).states == 12 * 16 * 4 + (4 + 32) * longest
+    by_time = tiny("seqkd", teacher={**teacher, "reuse_gib": 0.25}, budget={"steps": 0, "seconds": 1.0})
+    assert make_plan(by_time).states == 2**28
+    print_plan(by_time)
+    shown = capsys.readouterr().out
+    assert "the teacher's states: up to 0.25 GiB in main memory" in shown
+    assert "of the teacher are given back" in shown
+
+
 def test_plan_divides_what_the_processes_do(tiny: Tiny) -> None:
     from specalign.training.plan import make_plan
 

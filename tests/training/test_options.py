@@ -105,6 +105,7 @@ ELSEWHERE = {
     "teacher.model": "training/test_identity.py::test_a_change_is_refused",
     "teacher.quantization": "training/test_quantised.py::test_a_quantised_teacher_cannot_be_sliced",
     "teacher.reuse_gib": "training/test_reuse.py::test_the_recipe_says_how_much_is_kept",
+    "teacher.offload": "training/test_offload.py::test_the_memory_is_given_back",
     "teacher.reuse_on_disk": "training/test_reuse.py::test_states_on_disk_serve_a_later_command_bit_by_bit",
     "student.model": "training/test_ending.py::test_the_best_validated_weights_are_written",
     "data.source": "training/test_identity.py::test_a_change_is_refused",
@@ -271,16 +272,16 @@ def test_a_template_is_used_unless_told_otherwise(tiny: Tiny, teacher_folder: Pa
 
 
 def test_remote_code_runs_only_where_it_is_trusted(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
-    from specalign.training import materials
+    from specalign.training import teacher
 
     seen: list[bool] = []
-    real = materials.load_model
+    real = teacher.load_model
 
     def watched(*args: Any, trust_remote_code: bool = False, **rest: Any) -> Any:
         seen.append(trust_remote_code)
         return real(*args, trust_remote_code=trust_remote_code, **rest)
 
-    monkeypatch.setattr(materials, "load_model", watched)
+    monkeypatch.setattr(teacher, "load_model", watched)
     for trusted in (False, True):
         load_materials(tiny("sft", teacher={"trust_remote_code": trusted}))
     assert seen == [False, True]

@@ -135,7 +135,7 @@ def test_every_shipped_recipe_checks_and_starts(
 
 def test_a_run_checks_its_models_before_it_loads_them(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "specalign.training.materials.load_model", lambda *_, **__: pytest.fail("weights were loaded")
+        "specalign.training.teacher.load_model", lambda *_, **__: pytest.fail("weights were loaded")
     )
     with pytest.raises(UserError, match="choose 2 to 4"):
         train_all([tiny("gkd", student={"n_layers": 9})])

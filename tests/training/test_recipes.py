@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from specalign.errors import UserError
-from specalign.training import materials
+from specalign.training import teacher
 from specalign.training.cli import configs
 from specalign.training.config import RolloutConfig, TrainConfig
 from specalign.training.recipe import PRESETS, RATES, Start, check, completed, with_prompt
@@ -74,10 +74,10 @@ def test_the_attention_of_a_gpu_with_flash_attn(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(materials, "flash_needs", lambda device: "")
+    monkeypatch.setattr(teacher, "flash_needs", lambda device: "")
     path = next(path for path in RECIPES if path.stem == name)
     (config,) = configs(["--recipe", str(path), *flags])
-    assert materials.attention_of(config, torch.device("cuda")) == used
+    assert teacher.attention_of(config, torch.device("cuda")) == used
     assert told in capsys.readouterr().out
 
 
