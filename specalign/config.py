@@ -203,20 +203,6 @@ def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def nested(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Values by dotted names as tables in tables: what :func:`flat` undoes."""
-    found: dict[str, Any] = {}
-    for key, value in options.items():
-        *outer, last = key.split(".")
-        table = found
-        for name in outer:
-            table = table.setdefault(name, {})
-            if not isinstance(table, dict):
-                raise UserError(f"{key} and {name} exclude each other")
-        table[last] = value
-    return found
-
-
 def gathered(arguments: Sequence[str], flag: str) -> list[str]:
     """Put the values of a repeated ``flag`` behind one, so that ``--f a --f b`` and ``--f a b`` are the same."""
     values: list[str] = []

@@ -11,7 +11,7 @@ from threading import Event, Thread
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from specalign.terminal import console, say
+from specalign.terminal import console, is_kept, say
 from specalign.text import one_line
 
 THREAD = "specalign-progress"
@@ -51,17 +51,21 @@ class Bar:
 
 @contextmanager
 def progress_bar(what: str, total: float) -> Iterator[Bar]:
-    """A bar on the terminal while the context lasts; without one, a line a minute, however long a step takes."""
+    """A bar on the terminal while the context lasts; without one, a line a minute, however long a step takes.
+
+    Neither where nothing is to be printed (:func:`specalign.terminal.kept`).
+    """
     screen = console()
+    bars = screen.is_terminal and not is_kept()
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=screen, transient=True, disable=not screen.is_terminal) as progress:
+    with Progress(*columns, console=screen, transient=True, disable=not bars) as progress:
         bar = Bar(progress, progress.add_task(one_line(what), total=total))
-        if screen.is_terminal or os.environ.get("RANK", "0") != "0":  # one process of a launcher tells
+        if bars or is_kept() or os.environ.get("RANK", "0") != "0":  # one process of a launcher tells
             yield bar
         else:
             with _told(bar):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TextIO
 
@@ -17,9 +19,32 @@ WIDTH = 160
 """Columns where the output is no terminal."""
 
 
+_KEPT: ContextVar[list[str] | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept() -> Iterator[list[str]]:
+    """Print nothing meanwhile: what is said goes into the list, and there are no bars."""
+    lines: list[str] = []
+    token = _KEPT.set(lines)
+    try:
+        yield lines
+    finally:
+        _KEPT.reset(token)
+
+
+def is_kept() -> bool:
+    """Whether nothing is printed now."""
+    return _KEPT.get() is not None
+
+
 def say(text: object, file: TextIO | None = None) -> None:
     """Print to standard output, or to ``file``."""
-    print(plain(str(text)), file=file or sys.stdout, flush=True)
+    lines = _KEPT.get()
+    if lines is not None:
+        lines.append(plain(str(text)))
+    else:
+        print(plain(str(text)), file=file or sys.stdout, flush=True)
 
 
 def say_script(lines: Sequence[str]) -> None:
@@ -40,7 +65,13 @@ def console() -> Console:
 
 def show(renderable: RenderableType) -> None:
     """Print a table or the like."""
-    console().print(_Plain(renderable))
+    screen, lines = console(), _KEPT.get()
+    if lines is None:
+        screen.print(_Plain(renderable))
+        return
+    with screen.capture() as drawn:
+        screen.print(_Plain(renderable))
+    lines.append(drawn.get())
 
 
 @dataclass(frozen=True)

@@ -57,6 +57,11 @@ def test_training_and_benchmarks_are_strangers() -> None:
     assert not imports_from("benchmarks", "training")
 
 
+def test_what_is_for_callers_from_python_is_imported_by_none_of_the_package() -> None:
+    for folder in (path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))):
+        assert not imports_from(folder, "api", "outcomes", "given"), folder
+
+
 def test_reports_know_results_and_what_follows_from_them() -> None:
     assert not imports_from("reports", "losses", "models", "data", "decoding", "training", "benchmarks")
 

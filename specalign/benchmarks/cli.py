@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,14 +22,12 @@ from specalign.benchmarks.analysis_cli import (
     verify_command,
 )
 from specalign.benchmarks.arguments import PROGRAM, flags, run_folders
-from specalign.benchmarks.config import BenchConfig, check, named_drafters
+from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.engines import ENGINES
-from specalign.config import STRICT, flag_value, gathered, load_config
+from specalign.benchmarks.prepare import prepared, suite_config
+from specalign.config import STRICT, flag_value, gathered
 from specalign.errors import UserError, run_cli, unknown
-from specalign.folders import is_empty, require_usable
-from specalign.names import require_data_name, require_model_name
 from specalign.ranges import Above0, Device, Output
-from specalign.templates import prompt_text
 from specalign.terminal import say, show
 
 USAGE = f"""\
@@ -149,20 +147,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def parse_run(arguments: Sequence[str], command: str = "run") -> BenchConfig:
     """The config of ``run`` and ``check``: flags over suite file over defaults."""
-    suite = flag_value(arguments, "--suite")
-    default = BenchConfig() if suite is None else load_config(BenchConfig, Path(suite))
-    if "output" not in _keys_of(suite):
-        default = replace(default, output=Path("reports") / (Path(suite).stem if suite else "run"))
-    config = flags(command, gathered(gathered(arguments, "--drafter"), "--endpoint"), default)
-    check(config)
-    require_usable(config.output)
-    if is_empty(config.output):  # a run that is there may have lost its inputs, and say more of that
-        for name in (config.target.model, *named_drafters(config).values()):
-            require_model_name(name)
-        require_data_name(config.data.source)
-    return replace(
-        config, data=replace(config.data, prompt=prompt_text(config.data.prompt, config.data.source))
-    )
+    default = suite_config(flag_value(arguments, "--suite"))
+    return prepared(flags(command, gathered(gathered(arguments, "--drafter"), "--endpoint"), default))
 
 
 def _run(arguments: Sequence[str]) -> None:
@@ -255,12 +241,6 @@ def _show(folder: Path, *, as_json: bool) -> None:
         return
     show(result_table(result))
     say(f"report: {report}")
-
-
-def _keys_of(suite: str | None) -> set[str]:
-    import tomllib
-
-    return set() if suite is None else set(tomllib.loads(Path(suite).read_text(encoding="utf-8")))
 
 
 COMMANDS: dict[str, Callable[[Sequence[str]], None]] = {

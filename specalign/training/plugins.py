@@ -42,7 +42,7 @@ class Plugin:
     """MODULE:FUNCTION."""
     loss: Loss
     source_sha256: str
-    """Of the file that defines it; of the function alone where that is a script, a notebook or a prompt."""
+    """Of the function, and of the file that defines it unless that is a script, a notebook or a prompt."""
 
 
 Plugins = Mapping[str, Plugin]
@@ -101,15 +101,15 @@ def try_out(plugin: Plugin, hyper: Mapping[str, Any]) -> None:
 
 
 def source_sha256(function: Callable[..., Any]) -> str:
-    """What tells one objective from another: its source, and the plain values that it encloses."""
+    """What tells one objective from another: its source, its module's, and the plain values that it encloses."""
     inner = _innermost(function)
     module = sys.modules.get(getattr(inner, "__module__", ""))
     file = getattr(module, "__file__", None)
+    around = b""
     if module is not None and module.__name__ != "__main__" and file and Path(file).is_file():
-        source = Path(file).read_bytes()
-    else:
-        source = _own_source(inner).encode()
-    return hashlib.sha256(source + repr(_enclosed(function)).encode()).hexdigest()
+        around = Path(file).read_bytes()
+    own = _own_source(inner) + repr(_enclosed(function))
+    return hashlib.sha256(around + own.encode()).hexdigest()
 
 
 def _held(function: Callable[..., Any], label: str) -> Loss:

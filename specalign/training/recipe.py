@@ -8,8 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from specalign.config import checked, from_table, nested, read_table
+from specalign.config import checked, from_table, read_table
 from specalign.errors import UserError, unknown
+from specalign.options import overlay
 from specalign.templates import prompt_text
 from specalign.training.config import (
     PLUGIN,
@@ -146,38 +147,6 @@ def with_prompt(config: TrainConfig) -> TrainConfig:
     """The config with the prompt's text in the place of its name."""
     text = prompt_text(config.data.prompt, config.data.source)
     return replace(config, data=replace(config.data, prompt=text))
-
-
-def overlay(base: C, named: Mapping[str, Any], values: Any) -> C:
-    """``base`` with the keys of ``named`` replaced: by the attributes of ``values``, or by their own values."""
-    changes: dict[str, Any] = {}
-    for key, value in named.items():
-        inner = None if values is None else getattr(values, key)
-        if is_dataclass(getattr(base, key)):
-            changes[key] = overlay(getattr(base, key), value, inner)
-        else:
-            changes[key] = value if values is None else inner
-    return replace(base, **changes)  # type: ignore[type-var]
-
-
-def with_options(config: TrainConfig, options: Mapping[str, Any], source: str) -> TrainConfig:
-    """The config with these options in the place of its own, by dotted names; errors say that they stand in ``source``.
-
-    ``objective.hyper.beta`` is one entry of that table, ``objective.hyper`` the table as a whole.
-    """
-    for key, value in options.items():
-        outer, _, last = key.rpartition(".")
-        table = _at(config, outer)
-        named = nested({outer: {**table, last: value}} if isinstance(table, dict) else {key: value})
-        config = overlay(config, named, from_table(TrainConfig, named, source))
-    return config
-
-
-def _at(config: Any, key: str) -> Any:
-    """What stands at a dotted name; None where there is no such name."""
-    for name in key.split("."):
-        config = getattr(config, name, None)
-    return config
 
 
 def check(config: TrainConfig) -> None:

@@ -10,8 +10,9 @@ from pathlib import Path
 from specalign.errors import UserError
 from specalign.folders import is_empty, removable, require_usable
 from specalign.names import require_data_name, require_model_name
+from specalign.options import with_options
 from specalign.training.config import TrainConfig
-from specalign.training.recipe import check, completed, with_options, with_prompt
+from specalign.training.recipe import check, completed, with_prompt
 from specalign.training.sweep import arms_of
 
 SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temperature")
