@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -11,9 +12,10 @@ from transformers import PreTrainedModel
 
 from specalign.benchmarks.config import DecodingConfig
 from specalign.data import Prompt
-from specalign.decoding import Drafter, Shapes, Stepper, make_stepper
+from specalign.decoding import Drafter, HeadStepper, Shapes, Stepper, make_head_stepper, make_stepper
 from specalign.decoding.stepper import Runtime
 from specalign.errors import UserError
+from specalign.models.eagle import EagleHead
 from specalign.models.packing import can_pack
 from specalign.models.properties import position_scaling
 from specalign.progress import progress_bar
@@ -84,17 +86,47 @@ def make_ready(
     longest = max(len(prompt.input_ids) for prompt in prompts)
     capacity = rounded_up(longest + decoding.max_new_tokens + 2 * max(sizes) + 2, CAPACITY_STEP)
     drafter_sizes = (*DRAFTER_SIZES, max(sizes)) if composed else DRAFTER_SIZES
-    models = [drafter for drafter in drafters.values() if drafter and drafter.kind == "model"]
-    n_graphs = len(set(sizes)) + len(set(drafter_sizes)) * len(models)
-    with progress_bar(f"making models ready ({runtime})", n_graphs) as bar:
-        stepper = make_stepper(target, runtime, shapes=Shapes(sizes, capacity), progress=bar.advance)
-
-        def make(model: PreTrainedModel, ids: Tensor | None) -> Stepper:
-            shapes = Shapes(drafter_sizes, capacity)
-            return make_stepper(model, runtime, ids=ids, shapes=shapes, progress=bar.advance)
-
+    with progress_bar(f"making models ready ({runtime})", _n_graphs(drafters, sizes, drafter_sizes)) as bar:
+        make = _Make(
+            runtime, Shapes(drafter_sizes, capacity), Shapes((*DRAFTER_SIZES, *sizes), capacity), bar.advance
+        )
+        stepper = make_stepper(
+            target, runtime, shapes=Shapes(sizes, capacity), reads=all_reads(drafters), progress=bar.advance
+        )
         ready = {name: drafter and drafter.made_ready(make) for name, drafter in drafters.items()}
     return stepper, ready
+
+
+def all_reads(drafters: Mapping[str, Drafter | None]) -> tuple[int, ...]:
+    """The layers of the target whose states any drafter reads."""
+    return tuple(sorted({layer for drafter in drafters.values() if drafter for layer in drafter.reads}))
+
+
+@dataclass(frozen=True)
+class _Make:
+    """A :class:`specalign.decoding.drafters.MakeStepper`."""
+
+    runtime: Runtime
+    shapes: Shapes
+    head_shapes: Shapes
+    """A head enters the target's states of all accepted tokens."""
+    progress: Callable[[int], None]
+
+    def __call__(self, model: PreTrainedModel, ids: Tensor | None) -> Stepper:
+        """A model that decodes."""
+        return make_stepper(model, self.runtime, ids=ids, shapes=self.shapes, progress=self.progress)
+
+    def head(self, model: EagleHead) -> HeadStepper:
+        """A head on the target's states."""
+        return make_head_stepper(model, self.runtime, shapes=self.head_shapes, progress=self.progress)
+
+
+def _n_graphs(
+    drafters: Mapping[str, Drafter | None], sizes: Sequence[int], drafter_sizes: Sequence[int]
+) -> int:
+    models = [drafter for drafter in drafters.values() if drafter and drafter.kind == "model"]
+    of_head = len({*DRAFTER_SIZES, *sizes}) + 1
+    return len(set(sizes)) + sum(of_head if drafter.reads else len(set(drafter_sizes)) for drafter in models)
 
 
 def rounded_up(number: int, step: int) -> int:

@@ -8,7 +8,9 @@ result.token_ids[0]
 from specalign.decoding.copying import WITHOUT_MODEL, PromptLookup, SuffixLookup
 from specalign.decoding.draft_length import DraftCosts
 from specalign.decoding.drafters import Drafter, ModelDrafter
+from specalign.decoding.eagle import EagleDrafter
 from specalign.decoding.generate import generate, stream
+from specalign.decoding.head_stepper import HeadStepper, make_head_stepper
 from specalign.decoding.hybrid import Hybrid
 from specalign.decoding.options import Options
 from specalign.decoding.records import Generation, Step
@@ -21,7 +23,9 @@ __all__ = [
     "WITHOUT_MODEL",
     "DraftCosts",
     "Drafter",
+    "EagleDrafter",
     "Generation",
+    "HeadStepper",
     "Hybrid",
     "ModelDrafter",
     "Options",
@@ -32,6 +36,7 @@ __all__ = [
     "SuffixIndex",
     "SuffixLookup",
     "generate",
+    "make_head_stepper",
     "make_stepper",
     "stream",
 ]

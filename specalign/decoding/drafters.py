@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, Protocol
 
@@ -11,10 +11,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
-from specalign.decoding.model_rows import ModelRows, confidence
+from specalign.decoding.head_stepper import HeadStepper
+from specalign.decoding.model_rows import DraftIds, ModelRows, confidence
 from specalign.decoding.sampling import Sampling, sample
 from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
+from specalign.models.eagle import EagleHead
 
 
 @dataclass(frozen=True)
@@ -45,8 +47,16 @@ class Drafting(Protocol):
 
 Kind = Literal["lookup", "model", "hybrid"]
 """What drafts: no model, a model, or several drafters in turn."""
-MakeStepper = Callable[[PreTrainedModel, Tensor | None], Stepper]
-"""(model, ids of its trimmed head or None) -> what steps it."""
+
+
+class MakeStepper(Protocol):
+    """How the models of a run are made ready."""
+
+    def __call__(self, model: PreTrainedModel, ids: Tensor | None) -> Stepper:
+        """What steps a model, with a head over ``ids`` [V'] only if given."""
+
+    def head(self, model: EagleHead) -> HeadStepper:
+        """What steps a head on the target's states."""
 
 
 class Drafter(Protocol):
@@ -135,7 +145,7 @@ class ModelDrafter:
             return Undrafted(self.model.device)
         session = Session.start(self.alone, prompts, n_new)
         lengths = None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts))
-        return _ModelDrafting(ModelRows(session, sampling, target.head.width), lengths)
+        return TokenByToken(ModelRows(session, sampling, target.head.width), lengths)
 
 
 def fills_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> bool:
@@ -144,37 +154,59 @@ def fills_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> b
     return free is not None and max(free) < 1
 
 
-class _ModelDrafting:
-    """One request of a ModelDrafter. Drafting gamma tokens never waits for the device."""
+class Proposer(Protocol):
+    """A model's side of one request: the logits of one drafted token after another."""
 
-    def __init__(self, rows: ModelRows, lengths: DraftLengths | None) -> None:
+    @property
+    def ids(self) -> DraftIds:
+        """What its logits say of the target's ids."""
+
+    @property
+    def device(self) -> torch.device:
+        """The model's."""
+
+    def within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
+        """What it can draft of ``limits``. Asked in every step, also where it then drafts nothing."""
+
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [B, V'] after each sequence; what was drafted before is forgotten."""
+
+    def follow(self, ids: Tensor) -> Tensor:
+        """Logits [B, V'] after one more token [B, 1] of each row."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+
+
+class TokenByToken:
+    """One request of a drafter that drafts a token a call. Drafting gamma tokens never waits for the device."""
+
+    def __init__(self, rows: Proposer, lengths: DraftLengths | None) -> None:
         self.rows, self.lengths = rows, lengths
 
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
     ) -> Draft:
         """x_1, ..., x_n ~ q, one forward call each; nothing beyond the drafter's context."""
-        session, kept = self.rows.session, self.rows.ids
+        kept = self.rows.ids
         limits = self.rows.within_context(sequences, limits)
         if self.lengths:
             self.lengths.settle(sequences)
             self.lengths.begin(limits)
         if not any(limits) or (self.lengths and not self.lengths.go_on()):
-            return nothing(len(sequences), session.model.device)
-        pending = self.rows.pending(sequences)
+            return nothing(len(sequences), self.rows.device)
         ids: list[Tensor] = []
         peaks: list[Tensor] = []
         distributions: list[Tensor] = []
         while True:
-            logits = session.extend(pending)[:, -1]
+            logits = self.rows.follow(ids[-1]) if ids else self.rows.begin(sequences)
             q = None if kept.sampling.greedy else kept.distribution(logits)
-            pending = (kept.likeliest(logits) if q is None else sample(q, generator)).unsqueeze(1)
-            ids.append(pending)
+            ids.append((kept.likeliest(logits) if q is None else sample(q, generator)).unsqueeze(1))
             peaks.append(logits.amax(-1))
             if q is not None:
                 distributions.append(q)
             if self.lengths:
-                self.lengths.drafted(confidence(logits, q, pending))
+                self.lengths.drafted(confidence(logits, q, ids[-1]))
             if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
                 break
         counts = self.lengths.counts if self.lengths else list(limits)
@@ -188,6 +220,6 @@ class _ModelDrafting:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self.rows.session.keep(rows)
+        self.rows.keep(rows)
         if self.lengths:
             self.lengths.keep(rows)

@@ -26,6 +26,7 @@ from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.decoding.stepper import Stepper, make_stepper
 from specalign.decoding.transfer import to_device
 from specalign.decoding.verification import RULES
+from specalign.models.head_fit import require_head_fits
 from specalign.models.probe import name_of
 from specalign.models.properties import context_limit, eos_ids, require_unscaled
 
@@ -125,6 +126,7 @@ def _decodable(target: PreTrainedModel, drafting: Sequence[PreTrainedModel]) -> 
     """What errors call target and drafter, both tried on a few tokens."""
     for model in (target, *drafting):
         require_decodable(model)
+        require_head_fits(model, target)
     return f"the target, {name_of(target)}", f"the drafter, {' or '.join(map(name_of, drafting))}"
 
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
 from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper, ModelDrafter, nothing
+from specalign.decoding.eagle import EagleDrafter
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import Stepper
@@ -82,7 +83,7 @@ def drafting_models(drafter: Drafter | None) -> list[PreTrainedModel]:
     """The models that a drafter calls."""
     if isinstance(drafter, Hybrid):
         return [model for part in drafter.parts for model in drafting_models(part)]
-    return [drafter.model] if isinstance(drafter, ModelDrafter) else []
+    return [drafter.model] if isinstance(drafter, ModelDrafter | EagleDrafter) else []
 
 
 class _HybridDrafting:

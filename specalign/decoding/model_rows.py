@@ -21,12 +21,11 @@ class ModelRows:
         self.session = session
         self.ids = DraftIds(session.head, sampling, width)
         self.context = context_limit(session.model)
+        self.device = session.model.device
 
     def within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
         """``limits`` without what lies beyond the model's context."""
-        if self.context is None:
-            return limits
-        return [max(0, min(n, self.context - len(text))) for n, text in zip(limits, sequences, strict=True)]
+        return within(self.context, sequences, limits)
 
     def pending(self, sequences: Sequence[Sequence[int]]) -> Tensor:
         """[B, n] what the cache lacks of its rows: the last token, and before it what was accepted but not read.
@@ -48,10 +47,29 @@ class ModelRows:
         self.session.rollback([len(sequence) - n for sequence in sequences])
         return to_device([sequence[-n:] for sequence in sequences], self.session.model.device)
 
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        """Logits [B, V'] after each sequence."""
+        return self.follow(self.pending(sequences))
+
+    def follow(self, ids: Tensor) -> Tensor:
+        """Logits [B, V'] after ids [B, n]."""
+        return self.session.extend(ids)[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        self.session.keep(rows)
+
     def _lacking(self, sequences: Sequence[Sequence[int]]) -> int:
         """Tokens that the neediest row's cache lacks, its last one included."""
         cached = zip(sequences, self.session.lengths, strict=True)
         return max(len(sequence) - min(length, len(sequence) - 1) for sequence, length in cached)
+
+
+def within(context: int | None, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
+    """Of ``limits`` what a context has room for after each sequence; None: there is no limit."""
+    if context is None:
+        return limits
+    return [max(0, min(n, context - len(text))) for n, text in zip(limits, sequences, strict=True)]
 
 
 class DraftIds:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import Stepper
+from specalign.models.eagle import EagleHead
 from specalign.models.heads import head_of
 from specalign.models.probe import attempted, decoder_probe_ids, name_of, own_logits, probe_ids, require_same
 
@@ -31,9 +32,10 @@ _decodable: weakref.WeakSet[PreTrainedModel] = weakref.WeakSet()
 def require_decodable(model: PreTrainedModel) -> None:
     """Raise UserError unless cached steps of ragged rows give the logits of the model's own forward pass.
 
-    Two short calls of each, once a model. Raises UserError too where the model's logits are no numbers.
+    Two short calls of each, once a model. Raises UserError too where the model's logits are no numbers. A head on a
+    target's states has no forward pass of its own to be held against.
     """
-    if model in _decodable:
+    if model in _decodable or isinstance(model, EagleHead):
         return
     who, was_training = name_of(model), model.training
     model.eval()

@@ -129,7 +129,10 @@ class Session:
         return logits
 
     def _saw(self, states: States, lengths: Sequence[int]) -> None:
-        self.states, self.states_from = {place: states[place] for place in self.reads}, list(lengths)
+        """A CUDA graph's outputs live until the next run of any: what is read after a drafter's is copied."""
+        graph = self.compiled is not None and self.model.device.type == "cuda"
+        self.states = {place: states[place].clone() if graph else states[place] for place in self.reads}
+        self.states_from = list(lengths)
 
     def rollback(self, lengths: Sequence[int]) -> None:
         """Forget everything beyond ``lengths`` (one a row, none longer than now)."""

@@ -96,81 +96,115 @@ def make_stepper(
     return Stepper(model, head, compiled, runtime)
 
 
+class Graphs:
+    """One traced step over one static cache: a graph for each number of tokens that a call feeds."""
+
+    def __init__(self, step: nn.Module, cache: RowCache, shapes: Shapes, device: torch.device) -> None:
+        self.step, self.cache, self.shapes, self.device = step.eval(), cache, shapes, device
+        self.graphs = {size: _compiled(self.step, device) for size in sorted(set(shapes.sizes))}
+        self.most = max(self.graphs)
+
+    @torch.inference_mode()
+    def compile(self, feed: Callable[[int], object], progress: Callable[[int], None]) -> None:
+        """Compile every size by feeding it; each runs twice, for CUDA graphs are recorded in the second run.
+
+        The cache's buffers are there already.
+        """
+        for buffer in chain(*self._buffers()):
+            torch._dynamo.mark_static_address(buffer)
+        with _compiler_settings(self.device):
+            for size in self.graphs:
+                for _ in range(2):
+                    feed(size)
+                progress(1)
+
+    def __call__(self, lengths: Sequence[int], ids: Tensor, *beside: Tensor) -> Any:
+        """What the step gives for ids [B, n] at the rows' ``lengths``, n at most :attr:`most`, rows padded.
+
+        ``beside`` are further inputs [B], or [B, n, ...].
+        """
+        size = next(size for size in self.graphs if size >= ids.shape[1])
+        starts = [*lengths, *[0] * (self.shapes.n_rows - len(lengths))]
+        positions = to_device(starts, self.device).unsqueeze(1) + torch.arange(size, device=self.device)
+        padded = [self._padded(each, size) for each in (ids, *beside)]
+        if self.device.type == "cuda":
+            torch.compiler.cudagraph_mark_step_begin()
+        return self.graphs[size](*padded, positions, *self._buffers())
+
+    def require(self, n_rows: int, n_positions: int) -> None:
+        """Raise ValueError where a request of ``n_positions``, and the padding of its last call, do not fit."""
+        if n_rows > self.shapes.n_rows:
+            raise ValueError(f"compiled for batches of {self.shapes.n_rows}, not {n_rows}")
+        needed = n_positions + self.most
+        if needed > self.shapes.capacity:
+            raise ValueError(f"compiled for {self.shapes.capacity} positions, {needed} are needed")
+
+    def _padded(self, given: Tensor, size: int) -> Tensor:
+        """Never a view: other strides would compile another graph."""
+        padded = given.new_zeros(*(self.shapes.n_rows, size)[: given.dim()], *given.shape[2:])
+        padded[tuple(slice(n) for n in given.shape)] = given
+        return padded
+
+    def _buffers(self) -> tuple[list[Tensor], list[Tensor]]:
+        layers = self.cache.rows_of_layers
+        return [layer.keys for layer in layers], [layer.values for layer in layers]
+
+
 class CompiledStep:
     """Steps of one model over one static cache. Requests take turns: the cache is the last one's."""
 
     def __init__(self, model: PreTrainedModel, head: Head, shapes: Shapes, reads: Sequence[int] = ()) -> None:
         self.shapes, self.model, self.reads = shapes, model, tuple(reads)
-        self.device = model.device
         hooked(model, self.reads)  # for good: a graph is compiled again where a layer's hooks change
         self.cache = RowCache(len(decoder_layers(model)), shapes.n_rows, shapes.capacity)
-        self.step = _Step(model, head, shapes.capacity, self.reads).eval()
-        self.graphs = {size: _compiled(self.step, self.device) for size in sorted(set(shapes.sizes))}
+        self.graphs = Graphs(_Step(model, head, shapes.capacity, self.reads), self.cache, shapes, model.device)
 
     @torch.inference_mode()
     def compile(self, progress: Callable[[int], None]) -> None:
-        """Trace and compile every size; each runs twice, for CUDA graphs are recorded in the second run."""
+        """Trace and compile every size."""
         self._allocate()
-        with _compiler_settings(self.device):
-            for size in self.graphs:
-                for _ in range(2):
-                    self(torch.zeros(self.shapes.n_rows, size, dtype=torch.long, device=self.device), [0])
-                progress(1)
+        self.graphs.compile(lambda size: self(self._blank(size), [0]), progress)
 
     def __call__(self, ids: Tensor, lengths: Sequence[int]) -> tuple[Tensor, States]:
         """Feed ids [B, n] at the rows' ``lengths``; returns the logits [B, n, V], and the states that it reads.
 
         Lengths are the caller's. More tokens than the largest size take several calls.
         """
-        most = max(self.graphs)
+        most = self.graphs.most
         if ids.shape[1] > most:
             logits, states = self(ids[:, :most], lengths)
-            logits = logits.clone()  # a CUDA graph's outputs live until its next run
-            more_logits, more = self(ids[:, most:], [length + most for length in lengths])
-            joined = {place: torch.cat([states[place], more[place]], 1) for place in states}
-            return torch.cat([logits, more_logits], 1), joined
+            first = logits.clone(), {place: each.clone() for place, each in states.items()}
+            return _joined(first, self(ids[:, most:], [length + most for length in lengths]))
         n_rows, n = ids.shape
-        size = next(size for size in self.graphs if size >= n)
-        padded = ids.new_zeros(
-            self.shapes.n_rows, size
-        )  # never a view: other strides would compile another graph
-        padded[:n_rows, :n] = ids
-        starts = [*lengths, *[0] * (self.shapes.n_rows - len(lengths))]
-        positions = to_device(starts, self.device).unsqueeze(1) + torch.arange(size, device=self.device)
-        if self.device.type == "cuda":
-            torch.compiler.cudagraph_mark_step_begin()
         with attention_for(self.model, masked=True):
-            logits, given = self.graphs[size](padded, positions, *self._buffers())
-        if self.device.type == "cuda":  # they are read after the drafter's runs, which may overwrite them
-            given = [each.clone() for each in given]
+            logits, given = self.graphs(lengths, ids)
         states = {place: each[:n_rows, :n] for place, each in zip(self.reads, given, strict=True)}
         return logits[:n_rows, :n], states
 
     def require(self, n_rows: int, n_positions: int, reads: Sequence[int] = ()) -> None:
-        """Raise ValueError where a request of ``n_positions``, and the padding of its last call, do not fit, or where
-        states are asked for that the graphs do not give."""
+        """As :meth:`Graphs.require`, and where states are asked for that the graphs do not give."""
         if missing := set(reads) - set(self.reads):
             raise ValueError(
                 f"compiled without the states of layers {sorted(missing)}: give make_stepper `reads`"
             )
-        if n_rows > self.shapes.n_rows:
-            raise ValueError(f"compiled for batches of {self.shapes.n_rows}, not {n_rows}")
-        needed = n_positions + max(self.graphs)
-        if needed > self.shapes.capacity:
-            raise ValueError(f"compiled for {self.shapes.capacity} positions, {needed} are needed")
+        self.graphs.require(n_rows, n_positions)
 
-    def _buffers(self) -> tuple[list[Tensor], list[Tensor]]:
-        layers = self.cache.rows_of_layers
-        return [layer.keys for layer in layers], [layer.values for layer in layers]
+    def _blank(self, size: int) -> Tensor:
+        return torch.zeros(self.shapes.n_rows, size, dtype=torch.long, device=self.model.device)
 
     def _allocate(self) -> None:
         """Let one eager call make the buffers in the model's own shapes."""
-        ids = torch.zeros(self.shapes.n_rows, 1, dtype=torch.long, device=self.device)
-        positions = self.cache.begin(1, self.device)
+        positions = self.cache.begin(1, self.model.device)
         with attention_for(self.model, masked=True):
-            self.step.decoder(input_ids=ids, position_ids=positions, past_key_values=self.cache, use_cache=True)
-        for buffer in chain(*self._buffers()):
-            torch._dynamo.mark_static_address(buffer)
+            self.model.get_decoder()(
+                input_ids=self._blank(1), position_ids=positions, past_key_values=self.cache, use_cache=True
+            )
+
+
+def _joined(first: tuple[Tensor, States], then: tuple[Tensor, States]) -> tuple[Tensor, States]:
+    """Two calls' outputs as one. A CUDA graph's live until its next run: the first ones are copies."""
+    states = {place: torch.cat([first[1][place], then[1][place]], 1) for place in then[1]}
+    return torch.cat([first[0], then[0]], 1), states
 
 
 class _Step(nn.Module):
@@ -194,8 +228,7 @@ class _Step(nn.Module):
         places = torch.arange(self.capacity, device=ids.device).unsqueeze(0)
         allowed = places.unsqueeze(1) <= positions.unsqueeze(2)
         masks = attention_masks(self.decoder.config, allowed, positions, places, self.dtype)
-        layers: list[Any] = [_StaticLayer(k, v, positions) for k, v in zip(keys, values, strict=True)]
-        cache = _StaticCache(layers)
+        cache = StaticCache(positions, keys, values)
         hidden = self.decoder(
             input_ids=ids,
             attention_mask=masks,
@@ -207,10 +240,11 @@ class _Step(nn.Module):
         return logits, [cache.states[place] for place in self.reads]
 
 
-class _StaticCache(Cache):
+class StaticCache(Cache):
     """The cache while a step is traced, and the states that are read."""
 
-    def __init__(self, layers: list[Any]) -> None:
+    def __init__(self, positions: Tensor, keys: list[Tensor], values: list[Tensor]) -> None:
+        layers: list[Any] = [_StaticLayer(k, v, positions) for k, v in zip(keys, values, strict=True)]
         super().__init__(layers=layers)
         self.states: States = {}
 

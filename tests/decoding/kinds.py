@@ -7,7 +7,17 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-from specalign.decoding import WITHOUT_MODEL, DraftCosts, Drafter, Hybrid, ModelDrafter, SuffixLookup
+from specalign.decoding import (
+    WITHOUT_MODEL,
+    DraftCosts,
+    Drafter,
+    EagleDrafter,
+    Hybrid,
+    ModelDrafter,
+    SuffixLookup,
+)
+from specalign.models.eagle import EagleHead
+from specalign.models.eagle_start import head_config, new_head
 
 
 def trimmed(model: PreTrainedModel) -> ModelDrafter:
@@ -20,6 +30,24 @@ def hybrid(model: PreTrainedModel) -> Hybrid:
     return Hybrid((SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), ModelDrafter(model, adaptive=DraftCosts(0.3))))
 
 
+def tiny_head(model: PreTrainedModel, reads: tuple[int, ...] = (1, 2, 3), *, whole: bool = False) -> EagleHead:
+    """A random head for targets of the shape of ``model``, over the ids below 30, or over all; far from uniform."""
+    n_ids = model.config.get_text_config().vocab_size
+    kept = n_ids if whole else min(n_ids, 30)
+    ids = None if kept == n_ids else torch.arange(kept)
+    head = new_head(model, head_config(model, reads, kept), ids, seed=1)
+    with torch.no_grad():
+        for name, parameter in head.named_parameters():
+            if "norm" not in name and "embed" not in name and "lm_head" not in name:
+                parameter.mul_(8.0)
+    return head
+
+
+def for_family(kind: str, family: str) -> bool:
+    """Whether a kind drafts for a family: heads read the states of decoder-only targets."""
+    return "head" not in kind or family != "t5"
+
+
 def _always(drafter: Drafter) -> Callable[[PreTrainedModel], Drafter]:
     return lambda _model: drafter
 
@@ -29,6 +57,11 @@ KINDS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "trimmed": trimmed,
     "adaptive": lambda model: ModelDrafter(model, adaptive=DraftCosts(0.2, (1.0, 1.1))),
     "hybrid": hybrid,
+    "head": lambda model: EagleDrafter(tiny_head(model)),
+    "adaptive_head": lambda model: EagleDrafter(tiny_head(model), adaptive=DraftCosts(0.2, (1.0, 1.1))),
+    "hybrid_head": lambda model: Hybrid(
+        (SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), EagleDrafter(tiny_head(model), adaptive=DraftCosts(0.02)))
+    ),
     **{name: _always(drafter) for name, drafter in WITHOUT_MODEL.items()},
 }
 """Name -> the drafter that a model makes."""

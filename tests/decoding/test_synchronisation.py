@@ -15,12 +15,14 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from specalign.decoding import RULES, ModelDrafter, make_stepper
+from specalign.decoding import RULES, EagleDrafter, ModelDrafter, make_stepper
 from specalign.decoding.drafters import Draft
 from specalign.decoding.judge import Judge
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.decoding.verification import greedy
+from specalign.models.eagle import EagleHead
+from tests.decoding.kinds import tiny_head
 
 Build = Callable[..., PreTrainedModel]
 RAGGED = [[5, 9, 31, 7], [3, 8]]
@@ -66,6 +68,27 @@ def test_drafting_and_scoring_never_wait(family: str, sampling: Sampling, trimme
             logits = session.extend(torch.cat([draft.ids[:, :1], draft.ids], 1))
     assert draft.ids.shape == (len(prompts), 3)
     assert logits.shape == (len(prompts), 4, 40)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("trimmed", [False, True])
+def test_a_head_never_waits(sampling: Sampling, trimmed: bool, build: Build) -> None:
+    """Drafting after a prefill, and after a step in which rows accepted different numbers of tokens."""
+    real, mode = build("llama"), FakeTensorMode()
+    head_real = tiny_head(real, whole=not trimmed)
+    with mode:
+        model, head = type(real)(real.config).eval(), EagleHead(head_real.config).eval()
+    with mode, torch.inference_mode():
+        session = Session.start(make_stepper(model), RAGGED, 12, reads=head.config.reads)
+        drafting = EagleDrafter(head).start(RAGGED, 12, sampling, session)
+        with NoBlockingCopies():
+            drafting.draft(RAGGED, [3, 3], None)
+            session.extend(torch.zeros(2, 4, dtype=torch.long))
+            grown = [[*RAGGED[0], 4, 4], [*RAGGED[1], 4]]
+            session.rollback([len(row) - 1 for row in grown])
+            draft = drafting.draft(grown, [3, 3], None)
+    assert draft.ids.shape == (2, 3)
+    assert draft.q is None or draft.q.shape == (2, 3, 40)
 
 
 @pytest.mark.parametrize("rule", RULES)
