@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 ROWS_HINT = 4
 """Rows of the inputs that the layout is chosen for; others are computed correctly too."""
@@ -35,13 +36,15 @@ def packed_linear(inputs: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor
 
 
 class PackedLinear(nn.Linear):
-    """A frozen nn.Linear that keeps its weight and computes with the packed copy."""
+    """A frozen nn.Linear that computes with the packed copy; without ``keep`` its weight has a shape and no memory."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, *, keep: bool = True) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.weight, self.bias = linear.weight, linear.bias
         self.packed = pack(linear.weight)
+        self.weight, self.bias = linear.weight, linear.bias
+        if not keep:
+            self.weight = nn.Parameter(linear.weight.to("meta"), requires_grad=False)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
@@ -51,8 +54,10 @@ class PackedLinear(nn.Linear):
 def pack_linears(model: nn.Module) -> int:
     """Replace every plain linear layer that can be packed, in place; returns how many there were.
 
-    The model must not be trained afterwards: the packed copies do not follow its weights.
+    The model must not be trained afterwards: the packed copies stand in the place of its weights, of which only the
+    output head's are kept, since drafters take rows of it.
     """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     found = [(parent, name, child) for parent in model.modules() for name, child in parent.named_children()]
     plain = [
         (parent, name, child)
@@ -60,5 +65,5 @@ def pack_linears(model: nn.Module) -> int:
         if type(child) is nn.Linear and can_pack(child.weight)
     ]
     for parent, name, linear in plain:
-        setattr(parent, name, PackedLinear(linear))
+        setattr(parent, name, PackedLinear(linear, keep=linear is head))
     return len(plain)

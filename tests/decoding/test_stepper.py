@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -126,6 +128,25 @@ def test_packed_logits_are_the_eager_ones(build: Build, family: str) -> None:
         assert torch.allclose(packed.head(hidden), expected, rtol=1e-5, atol=1e-5)
     greedy = generate(model, None, PROMPTS[0], max_new_tokens=12).token_ids
     assert generate(packed, ModelDrafter(drafter), PROMPTS[0], gamma=3, max_new_tokens=12).token_ids == greedy
+
+
+@pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="this CPU has no packed kernel")
+def test_packed_copies_stand_in_the_place_of_the_weights(build: Build, family: str) -> None:
+    """Half the memory of both; the head's rows and the embedding stay, since drafters and lookups read them."""
+    model = copy.deepcopy(build(family)).float()
+    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    n_parameters = model.num_parameters()
+    linears = [module for module in model.modules() if type(module) is torch.nn.Linear]
+    body = [weakref.ref(linear.weight) for linear in linears if linear.weight is not head]
+    del linears
+    make_stepper(model, "packed")
+    gc.collect()
+    assert len(body) > 4
+    assert not any(ref() is not None for ref in body)
+    assert model.get_output_embeddings().weight is head
+    assert model.get_input_embeddings().weight is embedding
+    assert model.num_parameters() == n_parameters
+    assert (model.device.type, model.dtype) == ("cpu", torch.float32)
 
 
 @pytest.mark.skipif(not can_pack(torch.zeros(1, 1)), reason="this CPU has no packed kernel")
