@@ -57,10 +57,13 @@ def outline(name: str, *, trust_remote_code: bool = False) -> Outline:
 
 
 def describe(model: Outline) -> str:
-    """Class, kind and size."""
+    """Class, kind and size, and how much of that is an output head that is not the embedding."""
     n = n_parameters(model.model)
     layers = len(decoder_layers(model.model))
-    return f"{type(model.model).__name__}, {model.kind}, {n / 1e6:,.1f} M parameters, {layers} decoder layers"
+    head, embedding = model.model.get_output_embeddings(), model.model.get_input_embeddings()
+    apart = head is not None and head.weight is not embedding.weight
+    own = f" ({head.weight.numel() / 1e6:,.1f} M of them a head apart from the embedding)" if apart else ""
+    return f"{type(model.model).__name__}, {model.kind}, {n / 1e6:,.1f} M parameters{own}, {layers} decoder layers"
 
 
 def check_attention(model: Outline, asked: Attention, device: torch.device) -> str | Caution:

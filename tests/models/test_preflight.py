@@ -64,7 +64,12 @@ def caution(found: str | Caution) -> str:
 def test_an_outline_reads_no_weights(made: Any) -> None:
     found = made(LlamaConfig(**SIZES))
     assert found.model.device.type == "meta"
-    assert preflight.describe(found).startswith("LlamaForCausalLM, decoder-only, 0.0 M parameters, 3 decoder")
+    assert preflight.describe(found) == (
+        "LlamaForCausalLM, decoder-only, 0.0 M parameters (0.0 M of them a head apart from the embedding), "
+        "3 decoder layers"
+    )
+    tied = made(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    assert preflight.describe(tied) == "LlamaForCausalLM, decoder-only, 0.0 M parameters, 3 decoder layers"
 
 
 def test_the_first_differing_id_is_named(made: Any) -> None:
