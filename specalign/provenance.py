@@ -18,6 +18,7 @@ from typing import Any
 from specalign import __version__
 from specalign.files import file_sha256
 
+KERNELS = ("ipykernel_launcher.py", "colab_kernel_launcher.py")
 PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "safetensors", "bitsandbytes", "flash-attn")
 
 
@@ -30,8 +31,14 @@ def stamp(device: str = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name))},
         "hardware": hardware(device),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": command(),
     }
+
+
+def command() -> list[str]:
+    """The words that this process was started with; a notebook's kernel has none of its user's."""
+    program = Path(sys.argv[0]).name
+    return ["notebook"] if program in KERNELS else [program, *sys.argv[1:]]
 
 
 LEAST_LOAD_S = 0.25

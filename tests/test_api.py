@@ -138,11 +138,12 @@ def test_other_rows_or_another_objective_are_another_run(options: Options) -> No
     with pytest.raises(specalign.UserError, match=r"holds a run with objective\.plugin ="):
         specalign.train(options, data=ROWS)
 
-    def own(student: Tensor, teacher: Tensor, *, labels: Tensor | None = None) -> Tensor:  # type: ignore[misc]
+    def changed(student: Tensor, teacher: Tensor, *, labels: Tensor | None = None) -> Tensor:
         return 2 * tvd(student, teacher)
 
-    with pytest.raises(specalign.UserError, match=r"holds a run with|the objective's source of .* changed"):
-        specalign.train(options, data=ROWS, objective=own)
+    changed.__qualname__ = own.__qualname__
+    with pytest.raises(specalign.UserError, match=r"the objective's source of .* changed"):
+        specalign.train(options, data=ROWS, objective=changed)
     specalign.train(options | {"overwrite": True}, data=ROWS[1:])
 
 

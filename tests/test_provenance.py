@@ -70,3 +70,10 @@ def test_what_reads_a_gpu_is_a_dependency() -> None:
     """Without it clocks, power and driver would be missing from every result of a GPU."""
     pyproject = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())
     assert any(name.startswith("nvidia-ml-py") for name in pyproject["project"]["dependencies"])
+
+
+def test_a_notebooks_kernel_is_not_the_users_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["/x/ipykernel_launcher.py", "-f", "/home/somebody/kernel.json"])
+    assert provenance.command() == ["notebook"]
+    monkeypatch.setattr("sys.argv", ["/x/specalign-train", "--method", "gkd"])
+    assert provenance.command() == ["specalign-train", "--method", "gkd"]

@@ -41,7 +41,7 @@ commands:
   selftest --device cuda                     prove the engine on this machine: parity, losslessness, timing
   report RUN                                 rebuild report.md, report.html and the plots of a run
   compare RUN RUN ...                        put the rows of several runs side by side
-  export RUN --parquet                       write the records as a table, or the pictures as SVG or PDF
+  export RUN --csv --latex --pdf             write records, tables and pictures as files for other tools and papers
   publish RUN                                write a finished run in its published form, for reports/
   index                                      write reports/README.md, the index of the published runs
   explain RUN                                say why each drafter is as fast as it is, and which gamma is best
@@ -92,13 +92,16 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the records of a run as a table, a row a generation (steps become columns of lists, JSON in CSV), or its
-    pictures for print."""
+    """Write the records of a run as a table, a row a generation (steps become columns of lists, JSON in CSV), and the
+    tables and pictures of its report for papers."""
 
     parquet: bool = False
     """Write records.parquet into the run folder."""
     csv: bool = False
-    """Write records.csv into the run folder; a text that a spreadsheet would take for a formula gets a ' before it."""
+    """Write records.csv into the run folder, and the report's tables as tables/NAME.csv; a text that a spreadsheet
+    would take for a formula gets a ' before it."""
+    latex: bool = False
+    """Write the report's tables as tables/NAME.tex, for the package booktabs."""
     svg: bool = False
     """Write the report's pictures as SVG into the run folder."""
     pdf: bool = False
@@ -204,7 +207,7 @@ def _export(arguments: Sequence[str]) -> None:
     (folder,), config = run_folders("export", arguments, ExportConfig(), most=1)
     wanted = [name for name, chosen in asdict(config).items() if chosen]
     if not wanted:
-        raise UserError("export needs --parquet, --csv, --svg or --pdf")
+        raise UserError("export needs --parquet, --csv, --latex, --svg or --pdf")
     from specalign.reports.export import WRITERS
 
     for name in wanted:

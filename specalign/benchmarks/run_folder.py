@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from specalign.metrics import METRICS_VERSION
 from specalign.models.probe import same_fingerprint
 from specalign.preflight import require_passed
 from specalign.probes import Probe
-from specalign.provenance import BusyMeter
+from specalign.provenance import BusyMeter, command
 from specalign.records import GenerationRecord
 from specalign.results import BenchmarkResult
 from specalign.run_files import (
@@ -159,7 +158,7 @@ def _opening(config: BenchConfig, decoding: Decoding, checkpoints: dict[str, str
     return BenchmarkResult(
         status="running",
         suite=config.suite.stem if config.suite else "default",
-        command=[Path(sys.argv[0]).name, *sys.argv[1:]],
+        command=command(),
         config=as_table(config),
         provenance=decoding.provenance | {"checkpoints": checkpoints} | data_facts(suite),
         metrics_version=METRICS_VERSION,

@@ -1,9 +1,12 @@
-"""A run for other tools: its records as a table, its pictures for print."""
+"""A run for other tools and for papers: its records and its report's tables as files, its pictures for print."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib as mpl
@@ -12,13 +15,45 @@ import pandas as pd
 from specalign.analysis.partial import result_so_far
 from specalign.analysis.speeds import read_speeds
 from specalign.files import atomic_path, write_text
+from specalign.reports.content import Section, Table
 from specalign.reports.gallery import figures
+from specalign.reports.sections import document
 from specalign.reports.style import SETTINGS
 from specalign.reports.svg import svg_file
 from specalign.run_files import RECORDS_FILE, read_records
-from specalign.text import plain
+from specalign.text import one_line, plain
 
 FORMULA = ("=", "+", "-", "@")
+NUMBER = re.compile(r"[+-]?\d[\d.]*( ?%)?")
+TABLES = "tables"
+"""Folder of the report's tables, in the run's."""
+IN_LATEX = str.maketrans(
+    {
+        "α": r"$\alpha$",
+        "γ": r"$\gamma$",
+        "τ": r"$\tau$",
+        "Δ": r"$\Delta$",
+        "≤": r"$\le$",
+        "≥": r"$\ge$",
+        "×": r"$\times$",
+        "±": r"$\pm$",
+        "·": r"$\cdot$",
+        "–": "--",
+    }
+)
+"""Characters of reports that pdflatex does not print without a package."""
+
+
+@dataclass(frozen=True)
+class NamedTable:
+    """A table of the report."""
+
+    name: str
+    """Of its file."""
+    title: str
+    """The headings that it stands under."""
+    frame: pd.DataFrame
+    """Its cells, as text."""
 
 
 def records_frame(run: Path) -> pd.DataFrame:
@@ -34,14 +69,53 @@ def write_parquet(run: Path) -> Path:
 
 
 def write_csv(run: Path) -> Path:
-    """Write records.csv; lists are JSON text.
+    """Write records.csv, lists as JSON text, and each table of the report as tables/NAME.csv.
 
     A spreadsheet takes a cell that begins with = + - @ for a formula: a text that does is preceded by a quote.
     """
     frame = records_frame(run).map(_cell)
     with atomic_path(run / "records.csv") as partial:
         frame.to_csv(partial, index=False)
+    for table in report_tables(run):
+        with atomic_path(run / TABLES / f"{table.name}.csv") as partial:
+            table.frame.map(_cell).to_csv(partial, index=False)
     return run / "records.csv"
+
+
+def write_latex(run: Path) -> Path:
+    """Write each table of the report as tables/NAME.tex, for papers that use booktabs; returns their folder."""
+    for table in report_tables(run):
+        write_text(run / TABLES / f"{table.name}.tex", latex(table))
+    return run / TABLES
+
+
+def latex(table: NamedTable) -> str:
+    """A tabular environment with rules of booktabs under a line that says what it is; captions are the paper's own."""
+    columns = "l" + "r" * (table.frame.shape[1] - 1)
+    cells = table.frame.to_latex(index=False, escape=True, column_format=columns)
+    return f"% {table.title}\n{cells.translate(IN_LATEX)}"
+
+
+def report_tables(run: Path) -> list[NamedTable]:
+    """Every table of the report in its order, called after the headings above it."""
+    report = document(result_so_far(run), read_speeds(run), ())
+    found: list[NamedTable] = []
+    seen: Counter[str] = Counter()
+    for title, table in (each for section in report.sections for each in _tables(section, section.title)):
+        name = re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-.")
+        seen[name] += 1
+        name = name if seen[name] == 1 else f"{name}-{seen[name]}"
+        lines = [[" ".join(cell.split()) for cell in line] for line in table.lines]
+        found.append(NamedTable(name, one_line(title), pd.DataFrame(lines, columns=list(table.header))))
+    return found
+
+
+def _tables(section: Section, title: str) -> Iterator[tuple[str, Table]]:
+    for block in section.blocks:
+        if isinstance(block, Table):
+            yield title, block
+    for part in section.parts:
+        yield from _tables(part, f"{title}, {part.title}")
 
 
 def _cell(value: object) -> object:
@@ -50,7 +124,7 @@ def _cell(value: object) -> object:
     if not isinstance(value, str):
         return value
     text = plain(value)
-    return f"'{text}" if text.lstrip().startswith(FORMULA) else text
+    return f"'{text}" if text.lstrip().startswith(FORMULA) and not NUMBER.fullmatch(text) else text
 
 
 def write_svg(run: Path) -> Path:
@@ -68,5 +142,5 @@ def write_pdf(run: Path) -> Path:
     return run
 
 
-WRITERS = {"parquet": write_parquet, "csv": write_csv, "svg": write_svg, "pdf": write_pdf}
+WRITERS = {"parquet": write_parquet, "csv": write_csv, "latex": write_latex, "svg": write_svg, "pdf": write_pdf}
 """Format -> what writes it into the run folder and returns where."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
+from specalign.reports.export import NamedTable, _cell, latex, report_tables
 from specalign.reports.index import index_text
 from specalign.run_files import RECORDS_FILE, read_records
 
@@ -28,6 +30,47 @@ def test_parquet_and_csv_hold_every_record(make_run: Callable[..., Path]) -> Non
     assert [json.loads(cell) for cell in text["steps.n_emitted"]] == emitted
 
 
+def test_every_table_of_a_report_is_exported(make_run: Callable[..., Path]) -> None:
+    """As many as report.md has, with its cells."""
+    run = make_run()
+    main(["report", str(run)])
+    shown = [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in (run / "report.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    n_tables = sum(set("".join(cells)) == {"-"} for cells in shown)
+    main(["export", str(run), "--csv", "--latex"])
+    names = sorted(path.stem for path in (run / "tables").glob("*.csv"))
+    assert names == sorted(path.stem for path in (run / "tables").glob("*.tex"))
+    assert len(names) == n_tables
+    table = pd.read_csv(run / "tables" / "comparison-temperature-0.csv", dtype=str, keep_default_na=False)
+    assert [re.sub(r"\\", "", cell) for cell in shown[0]] == list(table.columns)
+    assert [re.sub(r"\\", "", cell) for cell in shown[2]] == table.iloc[0].tolist()
+
+
+@pytest.mark.parametrize("run", sorted(REPORTS.glob("2026*_cpu-2core")), ids=lambda path: path.name)
+def test_the_latex_of_published_runs_needs_booktabs_and_nothing_else(run: Path) -> None:
+    """ASCII, every special character escaped, as many columns in each line as in the first."""
+    for table in report_tables(run):
+        text = latex(table)
+        assert text.isascii(), sorted({letter for letter in text if not letter.isascii()})
+        assert text.count("\\toprule") == text.count("\\bottomrule") == 1
+        lines = [line for line in text.splitlines() if line.endswith("\\\\")]
+        assert len(lines) == len(table.frame) + 1
+        assert {len(re.findall(r"(?<!\\)&", line)) for line in lines} == {table.frame.shape[1] - 1}
+        assert not re.search(r"(?<!\\)[%#_]", "".join(lines))
+
+
+def test_what_a_table_holds_is_no_latex_command_and_no_formula() -> None:
+    hostile = r"\input{/etc/passwd} $x$ a_b 50% & #1 ~ ^ {"
+    frame = pd.DataFrame([[hostile, "-3.1 %", "=1+1"]], columns=["a", "b", "c"])
+    text = latex(NamedTable("x", "x", frame))
+    assert r"\textbackslash input\{" in text
+    assert r"\$x\$ a\_b 50\% \& \#1" in text
+    assert frame.map(_cell).iloc[0].tolist()[1:] == ["-3.1 %", "'=1+1"]
+
+
 def test_pictures_are_exported_on_demand(make_run: Callable[..., Path]) -> None:
     run = make_run()
     main(["report", str(run)])
@@ -42,7 +85,7 @@ def test_pictures_are_exported_on_demand(make_run: Callable[..., Path]) -> None:
 
 
 def test_export_asks_for_a_format(make_run: Callable[..., Path]) -> None:
-    with pytest.raises(UserError, match="--parquet, --csv, --svg or --pdf"):
+    with pytest.raises(UserError, match="--parquet, --csv, --latex, --svg or --pdf"):
         main(["export", str(make_run())])
 
 
