@@ -13,10 +13,12 @@ from specalign.decoding.generate import generate, stream
 from specalign.decoding.head_stepper import HeadStepper, make_head_stepper
 from specalign.decoding.hybrid import Hybrid
 from specalign.decoding.options import Options
+from specalign.decoding.parallel import ParallelDrafter, drafter_of
 from specalign.decoding.records import Generation, Step
 from specalign.decoding.stepper import Shapes, Stepper, make_stepper
 from specalign.decoding.suffix_index import SuffixIndex
 from specalign.decoding.verification import RULES
+from specalign.models.mask_token import Masks
 
 __all__ = [
     "RULES",
@@ -27,14 +29,17 @@ __all__ = [
     "Generation",
     "HeadStepper",
     "Hybrid",
+    "Masks",
     "ModelDrafter",
     "Options",
+    "ParallelDrafter",
     "PromptLookup",
     "Shapes",
     "Step",
     "Stepper",
     "SuffixIndex",
     "SuffixLookup",
+    "drafter_of",
     "generate",
     "make_head_stepper",
     "make_stepper",

@@ -21,32 +21,40 @@ BINS = 5
 
 @dataclass(frozen=True)
 class DraftCosts:
-    """What a draft costs: C_n = n c + T_target(n + 1) / T_target(1), in plain steps, for n drafted tokens."""
+    """What a draft of n tokens costs in plain steps: C_n = (T_draft(n) + T_target(n + 1)) / T_target(1)."""
 
     c: float
     """T_draft(1) / T_target(1)."""
     verify: tuple[float, ...] = ()
     """T_target(n + 1) / T_target(1) for n = 0, 1, ...; beyond its end the last slope goes on. Empty: always 1."""
+    draft: tuple[float, ...] = ()
+    """T_draft(n) / T_target(1) for n = 0, 1, ...; beyond its end the last slope goes on. Empty: n c, a call a token."""
 
     def __post_init__(self) -> None:
-        if self.c < 0 or any(ratio <= 0 for ratio in self.verify):
-            raise ValueError(f"need c >= 0 and positive ratios of verification: {self}")
+        if self.c < 0 or any(ratio <= 0 for ratio in self.verify) or any(ratio < 0 for ratio in self.draft):
+            raise ValueError(f"need c >= 0 and positive ratios of verification and drafting: {self}")
 
     @classmethod
-    def measured(cls, draft_s: float, target_s: Sequence[float]) -> DraftCosts:
-        """From the seconds of drafting one token, and of a target call on 1, 2, ... tokens."""
-        return cls(draft_s / target_s[0], tuple(seconds / target_s[0] for seconds in target_s))
+    def measured(cls, draft_s: float | Sequence[float], target_s: Sequence[float]) -> DraftCosts:
+        """From the seconds of drafting a token, or of calls that draft 1, 2, ... tokens, and of a target call on
+        1, 2, ... tokens."""
+        verify = tuple(seconds / target_s[0] for seconds in target_s)
+        if isinstance(draft_s, float):
+            return cls(draft_s / target_s[0], verify)
+        return cls(draft_s[0] / target_s[0], verify, (0.0, *(seconds / target_s[0] for seconds in draft_s)))
 
     def cost(self, n: int) -> float:
         """C_n, in plain steps."""
-        return n * self.c + self._verification(n)
+        drafting = _along(self.draft, n) if self.draft else n * self.c
+        return drafting + _along(self.verify or (1.0,), n)
 
-    def _verification(self, n: int) -> float:
-        ratios = self.verify or (1.0,)
-        if n < len(ratios):
-            return ratios[n]
-        slope = ratios[-1] - ratios[-2] if len(ratios) > 1 else 0.0
-        return ratios[-1] + (n - len(ratios) + 1) * max(0.0, slope)
+
+def _along(ratios: Sequence[float], n: int) -> float:
+    """The n-th ratio; beyond the last one on the line through the last two, never downwards."""
+    if n < len(ratios):
+        return ratios[n]
+    slope = ratios[-1] - ratios[-2] if len(ratios) > 1 else 0.0
+    return ratios[-1] + (n - len(ratios) + 1) * max(0.0, slope)
 
 
 class Rate:
@@ -69,10 +77,10 @@ class Rate:
 class DraftLength:
     """Draft while the next tokens' expected gain is above their cost; gamma is the most.
 
-    A step that drafts n tokens costs C_n = n c + T_target(n + 1) / T_target(1) plain steps and is expected to emit
-    1 + S_1 + ... + S_n tokens, S_j being the probability that the first j are all accepted. The rate of tokens per
-    cost over a request is largest (renewal reward; Ross, Introduction to Probability Models, section 7.4) when
-    drafting goes on from i tokens exactly while some n in i + 1..gamma has
+    A step that drafts n tokens costs C_n plain steps (:class:`DraftCosts`) and is expected to emit 1 + S_1 + ... +
+    S_n tokens, S_j being the probability that the first j are all accepted. The rate of tokens per cost over a
+    request is largest (renewal reward; Ross, Introduction to Probability Models, section 7.4) when drafting goes on
+    from i tokens exactly while some n in i + 1..gamma has
 
         S_{i+1} + ... + S_n  >  r (C_n - C_i),
 
@@ -217,6 +225,11 @@ class DraftLengths:
     def promise(self, limits: Sequence[int]) -> list[float]:
         """What each row's draft of up to ``limits`` tokens is expected to gain beyond its cost."""
         return [row.promise((), limit)[0] for row, limit in zip(self.rows, limits, strict=True)]
+
+    def worth(self, limits: Sequence[int]) -> list[int]:
+        """How many tokens each row would draft if all were drafted at once; 0 where it has stopped."""
+        drafts = zip(self.rows, limits, strict=True)
+        return [0 if row.stopped else row.promise((), limit)[1] for row, limit in drafts]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""

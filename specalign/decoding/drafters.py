@@ -206,7 +206,7 @@ class TokenByToken:
             if q is not None:
                 distributions.append(q)
             if self.lengths:
-                self.lengths.drafted(confidence(logits, q, ids[-1]))
+                self.lengths.drafted(confidence(logits, q, ids[-1].squeeze(1)).tolist())
             if len(ids) == max(limits) or (self.lengths and not self.lengths.go_on()):
                 break
         counts = self.lengths.counts if self.lengths else list(limits)

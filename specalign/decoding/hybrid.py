@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
 from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper, ModelDrafter, nothing
 from specalign.decoding.eagle import EagleDrafter
+from specalign.decoding.parallel import ParallelDrafter
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import Stepper
@@ -83,7 +84,8 @@ def drafting_models(drafter: Drafter | None) -> list[PreTrainedModel]:
     """The models that a drafter calls."""
     if isinstance(drafter, Hybrid):
         return [model for part in drafter.parts for model in drafting_models(part)]
-    return [drafter.model] if isinstance(drafter, ModelDrafter | EagleDrafter) else []
+    known = ModelDrafter | EagleDrafter | ParallelDrafter
+    return [drafter.model] if isinstance(drafter, known) else []
 
 
 class _HybridDrafting:

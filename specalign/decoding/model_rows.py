@@ -91,13 +91,11 @@ class DraftIds:
         return functional.pad(q, (0, self.width - q.shape[-1]))
 
 
-def confidence(logits: Tensor, q: Tensor | None, ids: Tensor) -> list[float]:
-    """The drafter's probability of each row's token [B, 1], from its logits [B, V'] or from q [B, V].
+def confidence(logits: Tensor, q: Tensor | None, ids: Tensor) -> Tensor:
+    """[...] the drafter's probability of its tokens ``ids`` [...], from its logits [..., V'] or from q [..., V].
 
-    At temperature 1 where decoding is greedy, which has no q.
+    At temperature 1 where decoding is greedy, which has no q. 0 where that is NaN.
     """
     if q is None:
-        likeliest: list[float] = logits.float().softmax(-1).amax(-1).nan_to_num().tolist()
-        return likeliest
-    drawn: list[float] = q.gather(-1, ids).squeeze(-1).nan_to_num().tolist()
-    return drawn
+        return logits.float().softmax(-1).amax(-1).nan_to_num()
+    return q.gather(-1, ids.unsqueeze(-1)).squeeze(-1).nan_to_num()

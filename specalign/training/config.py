@@ -24,6 +24,7 @@ from specalign.ranges import (
     Depth,
     DepthOrZero,
     Device,
+    DraftOrZero,
     Function,
     Gamma,
     Layers,
@@ -92,7 +93,18 @@ class StudentConfig:
     """Ridge of the fit, relative to the mean of the Gram matrix's diagonal."""
     draft_vocabulary: CountOrZero = 0
     """Most frequent ids that the drafter's head keeps; 0: all."""
+    parallel: DraftOrZero = 0
+    """Most tokens that it drafts in one call, all but the first from mask tokens (PARD); 0 or 1: one token a call."""
+    parallel_keep: ShareAbove0 = 0.7
+    """parallel: the k-th mask tokens are trained at this share of the positions, to the power k."""
+    parallel_floor: Share = 0.2
+    """parallel: and at this share of them at least."""
     __pydantic_config__ = STRICT
+
+    @property
+    def drafts_in_parallel(self) -> bool:
+        """Whether mask tokens are trained."""
+        return self.parallel > 1
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from specalign.training.journal import Journal, StepReport, last_validation, tra
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice, recomputing
 from specalign.training.optimiser import clip_gradients, gathered_state, rate
+from specalign.training.parallel import Drop, Scored, with_masks
 from specalign.training.plugins import NONE, Plugins, identity, plugin_of
 from specalign.training.recipe import completed
 from specalign.training.rollouts import Writer
@@ -124,10 +125,11 @@ def step(run: Run) -> StepReport:
         autocast(run),
         whole(run.pair.student) if writes else nullcontext(),
     ):
-        rows = run.policy.rows(prompts[rank::world], writer(run), next_generator(run))
+        generator = next_generator(run)
+        rows = run.policy.rows(prompts[rank::world], writer(run), generator)
     rolled_out = time.monotonic()
     with memory_advice(run.config, "update"):
-        loss, n_tokens, scored = accumulate(run, rows)
+        loss, n_tokens, scored = accumulate(run, rows, generator)
     sum_gradients(run.parameters)
     (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
     if run.scaler:
@@ -176,37 +178,61 @@ def planned_share(run: Run) -> float:
     )
 
 
-def accumulate(run: Run, rows: Sequence[Row]) -> tuple[float, int, tuple[tuple[Layout, Tensor | None], ...]]:
+def accumulate(
+    run: Run, rows: Sequence[Row], generator: torch.Generator
+) -> tuple[float, int, tuple[tuple[Layout, Tensor | None], ...]]:
     """Backward over all rows, ``batch`` at a time. Returns mean loss, counted tokens, what this process scored.
 
-    Every pass is divided by the token count of the whole step, over all processes, so the sum of gradients is
-    that of one batch.
+    Every pass is divided by the count of scored positions of the whole step, over all processes, so the sum of
+    gradients is that of one batch. Mask tokens are positions of the loss, but no tokens: these are the text's.
+    ``generator`` draws the masks of a parallel drafter.
     """
     ordered = sorted(rows, key=lambda row: len(row.trunk))
     size = run.config.optimiser.batch
     device = run.pair.student.device
     groups = [ordered[begin : begin + size] for begin in range(0, len(ordered), size)]
-    layouts = [lay_out(group, packed=run.packed, device=device) for group in groups]
-    masks = [counted(run, layout) for layout in layouts]
-    (n_tokens,) = distributed.total([float(n_counted(run, layouts, masks))], device)
+    passes = [laid_out(run, group, generator) for group in groups]
+    masks = [counted(run, each.layout) for each in passes]
+    n_scored = float(n_counted(run, [each.layout for each in passes], masks))
+    n_positions, n_tokens = distributed.total([n_scored, n_text_tokens(run, passes, n_scored)], device)
     parts, scored = [], []
-    for group, layout, mask in zip(groups, layouts, masks, strict=True):
-        known = teacher_states_of(run, group, layout)
+    for group, each, mask in zip(groups, passes, masks, strict=True):
+        known = teacher_states_of(run, group, each.text)
         with autocast(run), recomputing(run.pair.student):
             chunk_tokens = run.config.objective.chunk_tokens
             losses = per_token_loss(
                 run.pair,
-                layout,
+                each.layout,
                 run.objective,
-                known,
-                reference_loss=reference_loss_of(run, layout, known),
+                each.spread(known),
+                reference_loss=each.spread(reference_loss_of(run, each.text, known)),
                 chunk_tokens=chunk_tokens,
             )
-        loss = reduce_tokens(losses, mask, n_tokens=n_tokens)
+        loss = reduce_tokens(losses, mask, n_tokens=n_positions)
         (run.scaler.scale(loss) if run.scaler else loss).backward()
         parts.append(loss.detach().double())
-        scored.append((layout, known))
+        scored.append((each.text, known))
     return distributed.total([float(sum(parts))], device)[0], int(n_tokens), tuple(scored)
+
+
+def laid_out(run: Run, rows: Sequence[Row], generator: torch.Generator) -> Scored:
+    """The rows as one pass scores them, with the masks of a parallel drafter."""
+    device = run.pair.student.device
+    if run.masks is None:
+        layout = lay_out(rows, packed=run.packed, device=device)
+        return Scored(layout, layout)
+    student = run.config.student
+    text = lay_out(rows, packed=False, device=device)
+    drop = Drop(student.parallel_keep, student.parallel_floor)
+    return with_masks(text, run.masks, drop.depths(text.n_tokens, run.masks.most, generator))
+
+
+def n_text_tokens(run: Run, passes: Sequence[Scored], n_scored: float) -> float:
+    """Counted tokens of the text itself, where ``n_scored`` positions are counted with those of masks."""
+    if run.masks is None:
+        return n_scored
+    texts = [each.text for each in passes]
+    return float(n_counted(run, texts, [counted(run, text) for text in texts]))
 
 
 def teacher_states_of(run: Run, rows: Sequence[Row], layout: Layout) -> Tensor | None:

@@ -26,6 +26,7 @@ from specalign.models.load import (
     load_tokenizer,
     resolve_device,
 )
+from specalign.models.mask_token import give_masks
 from specalign.models.properties import decoder_start_id, eos_ids
 from specalign.models.released import is_released, take_head
 from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
@@ -173,7 +174,15 @@ class Materials:
         """A fresh copy of the student as training starts from it."""
         if config not in self._starts:
             self._starts[config] = self._start(config)
+            if config.drafts_in_parallel:
+                self._give_masks(self._starts[config], config.parallel)
         return copy.deepcopy(self._starts[config])
+
+    def _give_masks(self, student: PreTrainedModel, most: int) -> None:
+        token = give_masks(student, self.tokenizer, most).token
+        if rank() == 0:
+            name = self.tokenizer.convert_ids_to_tokens(token)
+            say(f"specalign-train: mask token: id {token}" + (f", {name}" if name else ""))
 
     def reference(self, name: str) -> PreTrainedModel:
         """The frozen drafter whose loss the selection of tokens subtracts."""

@@ -78,7 +78,8 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
     whole = int(teacher * bits / 8)
     head = int(_body_and_head(teacher_config, teacher)[1] * size)
     released = 0 if config.teacher.offload == "none" else whole - head
-    tokens = config.optimiser.batch * _tokens_per_prompt(config)
+    masks = _scored_per_prompt(config) * _masks_per_token(config)
+    tokens = int(config.optimiser.batch * (_tokens_per_prompt(config) + masks))
     sharded = config.optimiser.sharded
     layers = _body_and_head(student_config, student)[0] if sharded == "weights" else 0.0
     own = int(student - layers + layers / processes)
@@ -207,6 +208,7 @@ def _flops_per_token(
     """
     scored = _scored_per_prompt(config)
     tokens = _tokens_per_prompt(config)
+    masks = scored * _masks_per_token(config)
     passes = 8 if config.optimiser.gradient_checkpointing else 6
     own = config.rollout.student_share
     (student_body, student_head), (teacher_body, teacher_head) = (
@@ -216,6 +218,7 @@ def _flops_per_token(
     if config.student.draft_vocabulary:
         student_head *= min(1.0, config.student.draft_vocabulary / student[0].get_text_config().vocab_size)
     whole = (passes + 2 * own) * (student_body * tokens + student_head * scored)
+    whole += passes * masks * (student_body + student_head)
     if any(needs_of(name).teacher for name in config.objective.weights):
         whole += 2 * (teacher_body * tokens + teacher_head * scored)
     return whole / scored
@@ -234,6 +237,12 @@ def _scored_per_prompt(config: TrainConfig) -> float:
     written = config.data.max_response_tokens
     branched = rollout.branches * (1 + rollout.k_max) / 2 if rollout.style == "branches" else written
     return rollout.student_share * branched + (1 - rollout.student_share) * written
+
+
+def _masks_per_token(config: TrainConfig) -> float:
+    """Mask tokens of a parallel drafter beside each trained token, but for those near the end of a response."""
+    student = config.student
+    return sum(max(student.parallel_keep**k, student.parallel_floor) for k in range(1, student.parallel))
 
 
 def _tokens_per_prompt(config: TrainConfig) -> int:

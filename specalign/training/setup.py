@@ -7,14 +7,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
+from transformers import PreTrainedModel
 
 from specalign.data import Prompt
 from specalign.errors import UserError
 from specalign.losses import LOSSES, Objective, hyper_parameters, objective
+from specalign.models.mask_token import Masks, masks_of
 from specalign.terminal import say
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
-from specalign.training.config import PLUGIN, UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.config import PLUGIN, UNTRAINED, ObjectiveConfig, StudentConfig, TrainConfig
 from specalign.training.materials import Materials
 from specalign.training.optimiser import adamw
 from specalign.training.plugins import NONE, Plugins, plugin_of, try_out
@@ -44,6 +46,8 @@ class Run:
     """CPU generator of rollouts and mix."""
     validation: Validation
     packed: bool
+    masks: Masks | None = None
+    """What a parallel drafter is trained with; None: it drafts one token a call."""
     reference: Pair | None = None
     """The drafter whose loss the selection of tokens subtracts, with the student's head; None: no such drafter."""
     teacher_states: TeacherStates | None = None
@@ -85,6 +89,7 @@ def start_run(
         torch.compile(student.get_decoder(), dynamic=True) if config.optimiser.compile else None,
     )
     trains = config.method not in UNTRAINED
+    masks = masks_trained(config.student, student)
     prompts, policy = usable_data(config, materials) if trains else ([], Policy(config.rollout, 1, {}, {}))
     return Run(
         config,
@@ -97,10 +102,23 @@ def start_run(
         torch.Generator().manual_seed(config.seed),
         validation=replace(validation or make_validation(materials), gamma=config.logging.probe_gamma),
         reference=reference_of(config, materials, pair) if trains else None,
-        packed=config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
+        packed=not masks and config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
+        masks=masks,
         teacher_states=materials.teacher_states if config.teacher.reuse_states else None,
         scaler=torch.amp.GradScaler(student.device.type) if config.optimiser.precision == "float16" else None,
     )
+
+
+def masks_trained(config: StudentConfig, student: PreTrainedModel) -> Masks | None:
+    """The mask token, where the recipe trains it. Raises UserError for a student that takes no mask between tokens."""
+    if not config.drafts_in_parallel:
+        return None
+    if not can_pack(student):
+        raise UserError(
+            f"student.parallel = {config.parallel} needs a decoder-only student with full or sliding attention (sdpa "
+            f"or eager), not {type(student).__name__}"
+        )
+    return masks_of(student.config)
 
 
 def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair | None:

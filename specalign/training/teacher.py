@@ -57,6 +57,8 @@ def attention_of(config: TrainConfig, device: torch.device) -> Attention:
     elif config.rollout.shares_trunks:
         reason = f"branches that share a pass need a mask, which {FLASH} does not take; using sdpa"
         reason += " (rollout.packed = false gives each branch a row of its own)"
+    elif config.student.drafts_in_parallel:
+        used, reason = "sdpa", f"mask tokens need a mask, which {FLASH} does not take; using sdpa"
     elif config.optimiser.precision == "float32":
         reason = f"{FLASH} needs half precision, not optimiser.precision = float32; using sdpa"
     else:

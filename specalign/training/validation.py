@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from specalign.data import Prompt
 from specalign.data.examples import Split
-from specalign.decoding.drafters import ModelDrafter
-from specalign.decoding.generate import generate
+from specalign.decoding import drafter_of, generate
+from specalign.models.mask_token import masks_of
 from specalign.training.materials import Materials
+from specalign.training.parallel import Scored, with_masks
 from specalign.training.rows import Layout, Row, lay_out
 from specalign.training.scoring import Pair, overlaps, states
 
 Measured = list[list[list[float]]]
 """A number for each position of each answer to each prompt."""
+Drafts = Sequence[Sequence[float]]
+"""Of each draft the alphas of its tokens."""
+T = TypeVar("T")
 BATCH = 8
 """Sequences of one forward pass."""
 
@@ -37,6 +41,8 @@ class Score:
     tau: float
     """Expected tokens per target call, 1 + sum over draft positions of the product of alphas so far."""
     n_positions: int
+    by_place: tuple[float, ...] = ()
+    """Mean alpha of the first, second, ... token of a parallel draft; empty: all come from the same positions."""
 
 
 @dataclass(frozen=True)
@@ -67,14 +73,17 @@ class Validation:
 
     def score(self, pair: Pair) -> Score:
         """Teacher-forced metrics of the student."""
-        alphas, agreements = self._measured(pair)
+        alphas, agreements, drafts = self._measured(pair)
         flat = [value for prompt in alphas for answer in prompt for value in answer]
+        whole = [draft for prompt in drafts for answer in prompt for draft in answer]
+        places = zip(*whole, strict=True) if masks_of(pair.student.config) else ()
         return Score(
             alpha=sum(flat) / len(flat),
             alpha_se=clustered_se([list(chain(*prompt)) for prompt in alphas]),
             agreement=sum(map(sum, chain(*agreements))) / len(flat),
-            tau=expected_tau(list(chain(*alphas)), self.gamma),
+            tau=tau_of_drafts(whole),
             n_positions=len(flat),
+            by_place=tuple(sum(place) / len(place) for place in places),
         )
 
     def by_prompt(self, pair: Pair) -> list[dict[str, Any]]:
@@ -86,28 +95,41 @@ class Validation:
                 "alpha": sum(map(sum, alphas)) / n,
                 "agreement": sum(map(sum, agreements)) / n,
                 "gamma": self.gamma,
-                "n_windows": sum(max(0, len(alpha) - self.gamma + 1) for alpha in alphas),
-                "tau": expected_tau(alphas, self.gamma),
+                "n_windows": sum(map(len, drafts)),
+                "tau": tau_of_drafts(list(chain(*drafts))),
             }
-            for name, alphas, agreements in zip(self.prompt_ids, *self._measured(pair), strict=True)
+            for name, alphas, agreements, drafts in zip(self.prompt_ids, *self._measured(pair), strict=True)
         ]
 
     @torch.no_grad()
-    def _measured(self, pair: Pair) -> tuple[Measured, Measured]:
-        """sum_v min(p, q), and 1 where the argmax is the same."""
+    def _measured(self, pair: Pair) -> tuple[Measured, Measured, list[list[Drafts]]]:
+        """sum_v min(p, q), and 1 where the argmax is the same, and the alphas of each draft of gamma tokens that ends
+        with the answer at the latest: a window, or what masks draft there."""
         was_training = pair.student.training
         pair.student.eval()
         alphas: list[list[float]] = []
         agreements: list[list[float]] = []
+        drafts: list[Drafts] = []
+        masks = masks_of(pair.student.config)
+        n_masks = min(self.gamma, masks.most) - 1 if masks else 0
         for layout, teacher_states in self.batches:
-            found = overlaps(pair, layout, teacher_states)
+            scored = (
+                Scored(layout, layout)
+                if masks is None
+                else with_masks(layout, masks, [n_masks] * layout.n_tokens)
+            )
+            found = overlaps(pair, scored.layout, scored.spread(teacher_states))
+            alpha, agreement = scored.by_copy(found.alpha), scored.by_copy(found.agreement)
             for sequence in layout.sequence_ids.unique().tolist():
-                alphas.append(found.alpha[layout.sequence_ids == sequence].tolist())
-                agreements.append(found.agreement[layout.sequence_ids == sequence].tolist())
+                own = (layout.sequence_ids == sequence).nonzero().squeeze(-1).tolist()
+                alphas.append([alpha[n][0] for n in own])
+                agreements.append([agreement[n][0] for n in own])
+                copies = [alpha[n] for n in own if len(alpha[n]) > n_masks]
+                drafts.append(windows(alphas[-1], self.gamma) if masks is None else copies)
         pair.student.train(was_training)
-        return self._by_prompt(alphas), self._by_prompt(agreements)
+        return self._by_prompt(alphas), self._by_prompt(agreements), self._by_prompt(drafts)
 
-    def _by_prompt(self, answers: Sequence[list[float]]) -> Measured:
+    def _by_prompt(self, answers: Sequence[T]) -> list[list[T]]:
         rest = iter(answers)
         return [[next(rest) for _ in range(n)] for n in self.n_answers]
 
@@ -117,7 +139,7 @@ class Validation:
         pair.student.eval()
         done = generate(
             pair.teacher,
-            ModelDrafter(pair.student, pair.draft_vocabulary),
+            drafter_of(pair.student, pair.draft_vocabulary),
             self.prompts[:n_prompts],
             gamma=self.gamma,
             temperature=1.0,
@@ -169,19 +191,23 @@ def _states(materials: Materials, rows: Sequence[Row], layout: Layout) -> Tensor
     return states(materials.teacher, layout)
 
 
-def expected_tau(alphas: Sequence[Sequence[float]], gamma: int) -> float:
-    """Mean over positions of 1 + sum_{j=1..gamma} prod_{i=1..j} alpha_{t+i-1}, windows ending with a sequence.
+def windows(sequence: Sequence[float], gamma: int) -> Drafts:
+    """The whole windows of ``gamma`` values: what a drafter that reads its own tokens drafts from each position.
 
-    Only positions with a whole window count: those nearer to the end draft less.
+    The values along the sequence stand for those along the accepted tokens; positions nearer to the end draft less.
     """
+    return [sequence[begin : begin + gamma] for begin in range(len(sequence) - gamma + 1)]
+
+
+def tau_of_drafts(drafts: Drafts) -> float:
+    """Mean of 1 + sum_j prod_{i=1..j} alpha_i over drafts of tokens with acceptance alpha_1, alpha_2, ..."""
     taus = []
-    for sequence in alphas:
-        for begin in range(len(sequence) - gamma + 1):
-            product, tau = 1.0, 1.0
-            for alpha in sequence[begin : begin + gamma]:
-                product *= alpha
-                tau += product
-            taus.append(tau)
+    for draft in drafts:
+        product, tau = 1.0, 1.0
+        for alpha in draft:
+            product *= alpha
+            tau += product
+        taus.append(tau)
     return sum(taus) / len(taus) if taus else 1.0
 
 
@@ -211,9 +237,11 @@ def disagreement(score: Score, probe: ProbeScore) -> str | None:
 
 
 def as_fields(score: Score, probe: ProbeScore | None) -> dict[str, float]:
-    """Both as flat fields of train.jsonl."""
+    """Both as flat fields of train.jsonl; alpha_2, alpha_3, ... are those of the later tokens of a parallel draft."""
     extra = {} if probe is None else {f"probe_{name}": value for name, value in asdict(probe).items()}
-    return {**asdict(score), **extra}
+    found = asdict(score)
+    later = {f"alpha_{place}": alpha for place, alpha in enumerate(found.pop("by_place"), 1) if place > 1}
+    return {**found, **later, **extra}
 
 
 def row_of(materials: Materials, prompt: Prompt, response: tuple[int, ...]) -> Row:

@@ -13,7 +13,9 @@ from specalign.decoding import (
     Drafter,
     EagleDrafter,
     Hybrid,
+    Masks,
     ModelDrafter,
+    ParallelDrafter,
     SuffixLookup,
 )
 from specalign.models.eagle import EagleHead
@@ -48,6 +50,11 @@ def for_family(kind: str, family: str) -> bool:
     return "head" not in kind or family != "t5"
 
 
+def parallel(model: PreTrainedModel, costs: DraftCosts | None = None) -> ParallelDrafter:
+    """Up to 3 tokens a call; the model has never seen its mask, and drafts badly."""
+    return ParallelDrafter(model, Masks(token=4, most=3), adaptive=costs)
+
+
 def _always(drafter: Drafter) -> Callable[[PreTrainedModel], Drafter]:
     return lambda _model: drafter
 
@@ -62,6 +69,8 @@ KINDS: dict[str, Callable[[PreTrainedModel], Drafter]] = {
     "hybrid_head": lambda model: Hybrid(
         (SuffixLookup(DraftCosts(0.0, (1.0, 1.05))), EagleDrafter(tiny_head(model), adaptive=DraftCosts(0.02)))
     ),
+    "parallel": parallel,
+    "parallel adaptive": lambda model: parallel(model, DraftCosts(0.2, (1.0, 1.1), (0.0, 0.2, 0.22))),
     **{name: _always(drafter) for name, drafter in WITHOUT_MODEL.items()},
 }
 """Name -> the drafter that a model makes."""

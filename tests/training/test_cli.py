@@ -245,3 +245,8 @@ def test_planned_arithmetic_is_that_of_the_passes(tiny: Tiny) -> None:
     scored = make_plan(tiny("distillspec", rollout={"source": "student"}))
     expected = (8 * (22 * student + 6 * head) + 2 * (22 * teacher + 6 * head)) / 6
     assert scored.flops_per_token == pytest.approx(expected)
+    masks = 0.5 + 0.25 + 0.2  # beside each token: their share falls to the floor
+    masked = make_plan(tiny("seqkd", student={"parallel": 4, "parallel_keep": 0.5, "parallel_floor": 0.2}))
+    more = 6 * masks * (student + head)
+    assert masked.flops_per_token == pytest.approx(seqkd.flops_per_token + more)
+    assert masked.activations == pytest.approx(seqkd.activations * (22 + 6 * masks) / 22, rel=0.01)

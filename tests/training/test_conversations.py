@@ -129,7 +129,7 @@ def test_the_budget_counts_what_enters_the_loss(chat: Tiny, method: str) -> None
     config = chat(method, turns="all")
     run = setup.start_run(config, load_materials(config))
     rows = run.policy.rows(run.prompts, loop.writer(run), torch.Generator().manual_seed(0))
-    _, n_tokens, scored = loop.accumulate(run, rows)
+    _, n_tokens, scored = loop.accumulate(run, rows, torch.Generator())
     assert n_tokens == sum(row.n_tokens for row in rows) == sum(layout.n_tokens for layout, _ in scored)
     fixed = [row for row in rows if not row.on_policy]
     assert any(row.spans for row in fixed) or method == "gkd"
