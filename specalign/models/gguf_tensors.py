@@ -24,7 +24,7 @@ from transformers.modeling_gguf_pytorch_utils import (
 from specalign.files import write_json
 from specalign.models.weights import require_fit
 
-SHARD_BYTES = 512 * 2**20
+SHARD_BYTES = 640 * 2**20
 """Weights that are gathered before they are written; a larger tensor is a file of its own."""
 ROWS = 4096
 """Rows that are de-quantised at a time."""
@@ -140,7 +140,10 @@ def _parts(tensor: ReaderTensor) -> Iterator[np.ndarray]:
 
 
 def _write_shards(folder: Path, weights: Iterator[tuple[str, Tensor]]) -> dict[str, torch.Size]:
-    """Write them as they come, then the index that says which file has which. Returns their shapes."""
+    """Write them as they come, then the index that says which file has which; a single file needs none.
+
+    Returns their shapes.
+    """
     shapes: dict[str, torch.Size] = {}
     places: dict[str, str] = {}
     shard: dict[str, Tensor] = {}
@@ -161,6 +164,9 @@ def _write_shards(folder: Path, weights: Iterator[tuple[str, Tensor]]) -> dict[s
         size += weight.nbytes
     if shard:
         write()
+    if len(set(places.values())) == 1:
+        (folder / next(iter(places.values()))).rename(folder / "model.safetensors")
+        return shapes
     total = sum(4 * shape.numel() for shape in shapes.values())
     write_json(
         folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": places}

@@ -63,7 +63,9 @@ def describe(model: Outline) -> str:
     head, embedding = model.model.get_output_embeddings(), model.model.get_input_embeddings()
     apart = head is not None and head.weight is not embedding.weight
     own = f" ({head.weight.numel() / 1e6:,.1f} M of them a head apart from the embedding)" if apart else ""
-    return f"{type(model.model).__name__}, {model.kind}, {n / 1e6:,.1f} M parameters{own}, {layers} decoder layers"
+    return (
+        f"{type(model.model).__name__}, {model.kind}, {n / 1e6:,.1f} M parameters{own}, {layers} decoder layers"
+    )
 
 
 def check_attention(model: Outline, asked: Attention, device: torch.device) -> str | Caution:

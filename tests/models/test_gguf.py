@@ -175,3 +175,16 @@ def test_a_gguf_that_lacks_a_tensor_is_refused(tmp_path: Path, monkeypatch: pyte
     ):
         gguf.convert_gguf(path)
     assert not list((tmp_path / "cache" / "models").glob("tiny*"))
+
+
+def test_what_fits_into_one_file_is_the_file_that_transformers_would_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Byte by byte, so that a model is known again by the hash that it had when transformers converted it."""
+    monkeypatch.setenv("SPECALIGN_CACHE", str(tmp_path / "cache"))
+    path = write_gguf(tmp_path / "tiny.gguf", head="none")
+    model = load_model(str(path))
+    model.save_pretrained(tmp_path / "saved")
+    made = gguf.convert_gguf(path)
+    assert not list(made.glob("*.index.json"))
+    assert (made / "model.safetensors").read_bytes() == (tmp_path / "saved" / "model.safetensors").read_bytes()
