@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specalign.errors import UserError
-from specalign.training.config import OptimiserConfig
+from specalign.training.course_config import OptimiserConfig
 from specalign.training.distributed import rank, world_size
 from specalign.training.sharding import divided_like, gathered, is_sharded
 

@@ -18,7 +18,8 @@ from specalign.metrics.comparisons import LEVEL, JointTest, joint_test, sign_pat
 from specalign.metrics.statistics import Estimate, log_ratio
 from specalign.results import Interval
 from specalign.terminal import say, show
-from specalign.training.config import Metric, TrainConfig
+from specalign.training.config import TrainConfig
+from specalign.training.course_config import Metric
 from specalign.training.folder import VALIDATION, read_lines
 from specalign.training.plot import draw, labels, save
 from specalign.training.runs import COMPARISON, root_of
