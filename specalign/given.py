@@ -18,11 +18,14 @@ from specalign.errors import UserError, unknown
 from specalign.files import write_text
 
 SPLITS = ("train", "validation", "test")
+OF_PROMPTS = ("id", "input_ids", "reference_ids", "reference", "category")
+"""Columns of a prompt."""
 HASH = 16
 """Characters of the hash that the file is called."""
 
 Rows = Iterable[Any] | Mapping[str, Iterable[Any]]
-"""Texts, rows (mappings), conversations (lists of messages), or a data frame; or one of these for each split."""
+"""Texts, rows (mappings), conversations (lists of messages), prompts (:class:`specalign.data.Prompt`), or a data frame;
+or one of these for each split."""
 
 
 def source_of(data: str | Path | Rows) -> str:
@@ -75,7 +78,13 @@ def _row(row: Any) -> dict[str, Any]:
         return {str(key): None if _is_missing(value) else value for key, value in row.items()}
     if isinstance(row, list | tuple) and row and all(isinstance(message, Mapping) for message in row):
         return {"messages": [dict(message) for message in row]}
-    raise TypeError(f"a row is a text, a mapping or a list of messages, not of type {type(row).__name__}")
+    if hasattr(row, "input_ids"):
+        if getattr(row, "spans", ()):
+            raise TypeError("a prompt with earlier answers to train on is handed over as its messages")
+        return {name: getattr(row, name) for name in OF_PROMPTS}
+    raise TypeError(
+        f"a row is a text, a mapping, a list of messages or a prompt, not of type {type(row).__name__}"
+    )
 
 
 def _is_missing(value: object) -> bool:

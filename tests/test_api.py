@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from torch import Tensor
 import specalign
 from specalign.analysis.audit import audit
 from specalign.benchmarks.at_hand import at_hand
-from specalign.config import write_config
+from specalign.config import load_config, write_config
 from specalign.data.sources import load_splits
 from specalign.given import source_of
 from specalign.losses import tvd
 from specalign.training.cli import main
 from specalign.training.config import TrainConfig
+from specalign.training.materials import load_materials
 from tests.conftest import WORDS
 from tests.training.conftest import data_folder, teacher_folder, tiny
 
@@ -209,6 +211,47 @@ def test_rows_go_through_the_reader_of_files(tmp_path: Path, monkeypatch: pytest
     assert source_of(splits) != source_of({"train": ROWS[:11], "validation": ROWS[12:]})
     assert source_of("cnn_dailymail") == "cnn_dailymail"
     assert source_of(Path("x.jsonl")) == "x.jsonl"
+
+
+def test_conversations_and_prompts_are_rows_too(
+    options: Options, teacher_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run over prompts that are token ids is the run over the texts that they come from."""
+    monkeypatch.setenv("SPECALIGN_CACHE", str(tmp_path / "cache"))
+    talk = [
+        [{"role": "user", "content": row["document"]}, {"role": "assistant", "content": row["reference"]}]
+        for row in ROWS
+    ]
+    found = load_splits(source_of(talk), {"train": None, "validation": None, "test": None})
+    assert sorted(each.messages[0]["content"] for split in found.values() for each in split) == sorted(
+        row["document"] for row in ROWS
+    )
+    splits = {"train": ROWS[:12], "validation": ROWS[12:]}
+    texts = specalign.train(options | {"output": tmp_path / "texts"}, data=splits)
+    materials = load_materials(replace(load_config(TrainConfig, texts.path / "recipe.toml"), overwrite=False))
+    prompts = {"train": materials.train, "validation": materials.validation}
+    ids = specalign.train(options | {"output": tmp_path / "ids"}, data=prompts)
+    for name, value in weights(texts.path).items():
+        assert torch.equal(value, weights(ids.path)[name])
+    assert load_materials(load_config(TrainConfig, ids.path / "recipe.toml")).train == materials.train
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [5, 6, 999]}, "token id 999 is none of the tokenizer's"),
+        (
+            {"input_ids": [5] * 17},
+            "has 17 tokens, more than max_prompt_tokens = 16, and token ids are never cut",
+        ),
+        ({"input_ids": ["a"]}, "column 'input_ids' is no list of token ids"),
+        ({"input_ids": []}, "column 'input_ids' is empty"),
+    ],
+)
+def test_token_ids_that_are_none_are_named(options: Options, row: Options, message: str) -> None:
+    good = [{"input_ids": [5, 6, 7 + n]} for n in range(9)]
+    with pytest.raises(specalign.UserError, match=message):
+        specalign.train(options, data={"train": [*good, row], "validation": [{"input_ids": [9, 9]}]})
 
 
 def generated() -> Iterator[object]:

@@ -27,6 +27,9 @@ class Example:
     """Of a conversation, with ``role`` and ``content`` as chat templates want them; else empty."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Definitions of the tools that it may call."""
+    input_ids: tuple[int, ...] = ()
+    """Of a row that is token ids already (:mod:`specalign.data.tokenised`); else empty."""
+    reference_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from specalign.data.bad_rows import BadRow, listed, require_usable
 from specalign.data.cutting import cut_before, token_starts
 from specalign.data.dialogue import Span, answer_ids, answered, fitted, with_earlier_spans
 from specalign.data.examples import Example, RowError, lone_surrogate, with_distinct_ids
+from specalign.data.tokenised import require_ids
 from specalign.data.turns import Template, Turns, end_of_turn, saying, turns_of
 from specalign.errors import UserError
 from specalign.templates import PLACE
@@ -69,7 +70,7 @@ def encode_prompts(
     ``keep_end`` (for encoders). A document is cut after a sentence or a word where one ends near the limit, and
     between characters in any case. A repeated id gets a number
     behind it. A conversation is written by the template as it is, and loses its oldest turns where it is too long
-    (see :mod:`specalign.data.dialogue`).
+    (see :mod:`specalign.data.dialogue`). Token ids stay what they are (:mod:`specalign.data.tokenised`).
     Raises UserError for a prompt without its place, a missing or failing chat template, a limit that leaves no room
     for a document, a row that the tokenizer refuses, by its id, conversations that the template refuses, by theirs,
     and a ``prompt`` of more than its place where there are conversations.
@@ -90,11 +91,13 @@ def encode_prompts(
         encode: Callable[[], Prompt] = partial(_encode, example, turns, end, prompt, max_prompt_tokens)
         if example.messages:
             encode = partial(_converse, example, turns, end, conversing.turns == "all", max_prompt_tokens)
+        elif example.input_ids:
+            encode = partial(_given, example, len(tokenizer), max_prompt_tokens)
         try:
             written.append(saying(f"row {example.id!r} is refused", encode))
         except RowError as error:
             bad.append(BadRow(f"row {example.id!r}", str(error)))
-    require_usable("the conversations", len(written), bad, skip=conversing.skip_bad_rows)
+    require_usable("the rows", len(written), bad, skip=conversing.skip_bad_rows)
     if bad:
         say(f"specalign: left out {listed(bad)}", file=sys.stderr)
     return written
@@ -117,6 +120,12 @@ def _converse(example: Example, turns: Turns, end: int | None, every: bool, limi
         tuple(spans),
         found.n_cut_turns,
     )
+
+
+def _given(example: Example, n_ids: int, limit: int) -> Prompt:
+    """Token ids as they are. Raises RowError."""
+    require_ids(example, n_ids, limit)
+    return Prompt(example.id, example.input_ids, example.reference_ids, example.reference, example.category)
 
 
 def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit: int) -> Prompt:

@@ -25,6 +25,7 @@ from specalign.data.examples import (
 from specalign.data.files import Rows, local_rows
 from specalign.data.functions import function_examples
 from specalign.data.splits import disjoint, part_of
+from specalign.data.tokenised import IDS, example_from_ids
 from specalign.errors import UserError, unknown
 from specalign.names import ENDINGS, is_file_name, is_folder, is_local
 from specalign.terminal import say
@@ -198,6 +199,8 @@ def _tabular(rows: Rows, columns: Columns, known: Columns) -> Iterator[Example |
     named = Columns(columns.document or known.document, columns.reference or known.reference)
 
     def example(row: Mapping[str, Any], default_id: str) -> Example:
+        if IDS in row and named.document not in row:
+            return example_from_ids(row, default_id)
         column = columns.messages
         if not column and named.document == USUAL.document and named.document not in row:
             column = conversation_column(row) or ""

@@ -76,7 +76,11 @@ def _hash(rows: Sequence[Example]) -> str:
     digest = hashlib.sha256()
     for row in rows:
         conversation = (row.messages, row.tools) if row.messages else ()
-        digest.update(repr((row.document, row.reference, *conversation)).encode("utf-8", "backslashreplace"))
+        digest.update(
+            repr((row.document, row.reference, *conversation, *row.reference_ids)).encode(
+                "utf-8", "backslashreplace"
+            )
+        )
     return digest.hexdigest()
 
 
