@@ -214,6 +214,8 @@ class ModelInfo:
     """Parameters that every token is multiplied with: all but embeddings that are no head; 0: not recorded."""
     n_rows: int = 0
     """Rows of its head as it is stored, padded ones included; 0: not recorded."""
+    parallel: int = 0
+    """Most tokens that it drafts in one call, from mask tokens (pard_token); 0: one token a call."""
     __pydantic_config__ = _STRICT
 
 

@@ -59,7 +59,9 @@ def deploy_lines(result: BenchmarkResult, wish: Wish, *, resolve: Resolve = str)
         *_cautions(result, best, wish),
     ]
     plain = serve_command(resolve(result.target.source), dtype=_dtype(result))
-    config = speculative_config(_kind(result, best.method), best.gamma, resolve(_source(result, best.method)))
+    source, most = resolve(_source(result, best.method)), _at_once(result, best.method)
+    n_drafted = min(best.gamma, most or best.gamma)
+    config = speculative_config(_kind(result, best.method), n_drafted, source, parallel=most > 1)
     speculative = serve_command(resolve(result.target.source), dtype=_dtype(result), speculative=config)
     if best.use:
         return [*lines, speculative]
@@ -124,8 +126,10 @@ def _under_load(result: BenchmarkResult, wish: Wish) -> list[Choice]:
     ]
 
 
-def speculative_config(kind: str, gamma: int, source: str) -> dict[str, Any]:
+def speculative_config(kind: str, gamma: int, source: str, *, parallel: bool = False) -> dict[str, Any]:
     """vLLM's --speculative-config for a drafter of a kind ("lookup" or "model").
+
+    ``parallel``: it drafts all tokens in one call, from the mask token that its config.json names (pard_token).
 
     Drafts are sampled from q, as in our engine: vLLM's default drafts greedily at every temperature, and fewer of
     those are accepted.
@@ -134,7 +138,8 @@ def speculative_config(kind: str, gamma: int, source: str) -> dict[str, Any]:
         lookup = {"prompt_lookup_max": LOOKUP_NGRAM, "prompt_lookup_min": 1}
         return {"method": "ngram", "num_speculative_tokens": gamma, **lookup}
     drafter = {"model": source, "draft_sample_method": "probabilistic"}
-    return {"method": "draft_model", "num_speculative_tokens": gamma, **drafter}
+    at_once = {"parallel_drafting": True} if parallel else {}
+    return {"method": "draft_model", "num_speculative_tokens": gamma, **drafter, **at_once}
 
 
 def serve_command(model: str, *, dtype: str, speculative: dict[str, Any] | None = None) -> str:
@@ -182,6 +187,11 @@ def _kind(result: BenchmarkResult, method: str) -> str:
 
 def _source(result: BenchmarkResult, method: str) -> str:
     return next((info.source for info in result.drafters if info.name == method), "")
+
+
+def _at_once(result: BenchmarkResult, method: str) -> int:
+    """Most tokens that a parallel drafter drafts in one call; 0 of any other."""
+    return next((info.parallel for info in result.drafters if info.name == method), 0)
 
 
 def _dtype(result: BenchmarkResult) -> str:

@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
-from specalign.benchmarks.calls import call_probes
+from specalign.benchmarks.calls import call_probes, timed_lengths
 from specalign.benchmarks.config import BenchConfig, composed
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import DraftCosts, Drafter, Hybrid
+from specalign.decoding.parallel import drafts_at_once
 from specalign.probes import Probe
 from specalign.progress import progress_bar
 from specalign.results import ADAPTIVE
@@ -31,7 +32,7 @@ def with_costs(suite: Suite, config: BenchConfig) -> Suite:
     if not weighing:
         return suite
     probes = _timed(suite, config)
-    costs = {name: named[name].with_costs(_costs(name, config, probes)) for name in weighing}
+    costs = {name: named[name].with_costs(_costs(name, named[name], config, probes)) for name in weighing}
     drafters: dict[str, Drafter | None] = {}
     for name, drafter in suite.drafters.items():
         drafters[name] = costs[name] if drafter and drafter.adaptive else drafter
@@ -64,11 +65,15 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
     return probes
 
 
-def _costs(name: str, config: BenchConfig, probes: list[Probe]) -> DraftCosts:
+def _costs(name: str, drafter: Drafter, config: BenchConfig, probes: list[Probe]) -> DraftCosts:
+    """By the mean of the calls of a draft; of a parallel drafter by the one call that drafts so many."""
     gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
     verification = target_seconds(probes, name)
     target = [_seconds(probes, verification, n) for n in range(1, gamma + 2)]
-    return DraftCosts.measured(_seconds(probes, call_seconds(probes, name, temperature), gamma) / gamma, target)
+    calls = call_seconds(probes, name, temperature)
+    if drafts_at_once(drafter) > 1:
+        return DraftCosts.measured([_seconds(probes, calls, n) for n in timed_lengths(drafter, gamma)], target)
+    return DraftCosts.measured(_seconds(probes, calls, gamma) / gamma, target)
 
 
 def _seconds(probes: list[Probe], calls: CallTimes | None, n_tokens: int) -> float:

@@ -12,7 +12,9 @@ import torch
 from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
+from specalign.decoding import Drafter
 from specalign.decoding.clock import Clock
+from specalign.decoding.parallel import drafts_at_once
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, decoder_sequences, rooms
 from specalign.probes import CallProbe, CopyProbe, ModelProbe, Probe
@@ -48,7 +50,8 @@ def fact_probes(suite: Suite) -> list[Probe]:
 
 @torch.inference_mode()
 def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
-    """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens, at one of the contexts in turn.
+    """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens (in parallel: of each number up to
+    gamma_max), at one of the contexts in turn.
 
     ``number`` counts the calls of this function in a run.
     """
@@ -110,7 +113,7 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
             fixed = drafter.with_costs(None)  # a call drafts the number of tokens asked for
             drafting = fixed.start([prompt], n_new, sampling, session)
             (sequence,) = decoder_sequences(suite.target.model, [prompt])
-            for n in sorted({1, gamma_max}):
+            for n in timed_lengths(drafter, gamma_max):
                 job = _draft_call(drafting.draft, sequence, n, generator)
                 yield _Call(method, temperature, len(prompt), n, job, before=plain)
                 if a_models_draft is None and drafter.kind == "model":
@@ -123,6 +126,13 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
             yield _Call(TARGET, None, len(prompt), n, job, before=a_models_draft, after="draft")
         if without_model or not a_models_draft:
             yield _Call(TARGET, None, len(prompt), n, job, before=plain, after="target")
+
+
+def timed_lengths(drafter: Drafter, gamma_max: int) -> list[int]:
+    """Numbers of drafted tokens that are timed: 1 and gamma_max, since the calls of a draft cost alike; of a parallel
+    drafter, whose one call may cost anything, each up to the most that it drafts."""
+    most = drafts_at_once(drafter)
+    return list(range(1, min(gamma_max, most) + 1)) if most > 1 else sorted({1, gamma_max})
 
 
 def _target_call(session: Session, prompt: list[int], n: int) -> Job:

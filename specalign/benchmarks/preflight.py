@@ -14,6 +14,7 @@ from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
 from specalign.models import preflight as models
 from specalign.models.load import BITS, check_weights, require_bitsandbytes, resolve_device, resolve_dtype
+from specalign.models.mask_token import masks_of
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
 from specalign.preflight import Caution, Check, Finding, examine
 
@@ -94,7 +95,20 @@ def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: O
         (f"{name}: chat template", lambda: models.check_same_template(drafter(), target())),
         (f"{name}: attention", attention),
         (f"{name}: context", lambda: _context(config, drafter())),
+        (f"{name}: drafts", lambda: _drafts(config, drafter())),
     ]
+
+
+def _drafts(config: BenchConfig, drafter: models.Outline) -> str | Caution:
+    """How many tokens a call drafts. Raises UserError for a mask token that the model does not have."""
+    masks, longest = masks_of(drafter.model.config), max(config.decoding.gammas)
+    if masks is None:
+        return "one token a call"
+    if longest > masks.most:
+        return Caution(
+            f"{masks.most} tokens at most in one call, as it was trained: not decoding.gammas = {longest}"
+        )
+    return f"up to {masks.most} tokens in one call (mask token: id {masks.token})"
 
 
 def _rule(config: BenchConfig) -> str:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 from specalign.benchmarks.config import DecodingConfig
 from specalign.data import Prompt
 from specalign.decoding import Drafter, HeadStepper, Shapes, Stepper, make_head_stepper, make_stepper
+from specalign.decoding.parallel import drafts_at_once
 from specalign.decoding.stepper import Runtime
 from specalign.errors import UserError
 from specalign.models.eagle import EagleHead
@@ -84,17 +85,37 @@ def make_ready(
     runtime = resolve_runtime(decoding.runtime, target, target.dtype, target.device, quantized=quantized)
     sizes = (1, *(gamma + 1 for gamma in decoding.gammas))
     longest = max(len(prompt.input_ids) for prompt in prompts)
-    capacity = rounded_up(longest + decoding.max_new_tokens + 2 * max(sizes) + 2, CAPACITY_STEP)
-    drafter_sizes = (*DRAFTER_SIZES, max(sizes)) if composed else DRAFTER_SIZES
-    with progress_bar(f"making models ready ({runtime})", _n_graphs(drafters, sizes, drafter_sizes)) as bar:
-        make = _Make(
-            runtime, Shapes(drafter_sizes, capacity), Shapes((*DRAFTER_SIZES, *sizes), capacity), bar.advance
-        )
+    drafting = {
+        name: drafter_sizes(drafter, decoding.gammas, composed=composed)
+        for name, drafter in drafters.items()
+        if drafter
+    }
+    largest = max(max(each) for each in (sizes, *drafting.values()))
+    capacity = rounded_up(longest + decoding.max_new_tokens + max(sizes) + largest + 2, CAPACITY_STEP)
+    with progress_bar(f"making models ready ({runtime})", _n_graphs(drafters, sizes, drafting)) as bar:
+        head_shapes = Shapes((*DRAFTER_SIZES, *sizes), capacity)
+
+        def maker(name: str) -> _Make:
+            return _Make(runtime, Shapes(drafting[name], capacity), head_shapes, bar.advance)
+
         stepper = make_stepper(
             target, runtime, shapes=Shapes(sizes, capacity), reads=all_reads(drafters), progress=bar.advance
         )
-        ready = {name: drafter and drafter.made_ready(make) for name, drafter in drafters.items()}
+        ready = {name: drafter and drafter.made_ready(maker(name)) for name, drafter in drafters.items()}
     return stepper, ready
+
+
+def drafter_sizes(drafter: Drafter, gammas: Sequence[int], *, composed: bool) -> tuple[int, ...]:
+    """Tokens that its model's calls feed, each a graph: pending ones, and of a parallel drafter the masks after them.
+
+    Between the sizes a call is padded. A call that drafts n tokens after a draft of which a were accepted feeds a + n
+    tokens: those of a = 0, 1 and n have graphs of their own.
+    """
+    most = drafts_at_once(drafter)
+    lengths = [min(gamma, most) for gamma in gammas] if most > 1 else []
+    after_others = [max(gammas) + 1] if composed else []
+    masked = [size for n in lengths for size in (n, n + 1, 2 * n)]
+    return tuple(sorted({*DRAFTER_SIZES, *after_others, *masked}))
 
 
 def all_reads(drafters: Mapping[str, Drafter | None]) -> tuple[int, ...]:
@@ -122,11 +143,12 @@ class _Make:
 
 
 def _n_graphs(
-    drafters: Mapping[str, Drafter | None], sizes: Sequence[int], drafter_sizes: Sequence[int]
+    drafters: Mapping[str, Drafter | None], sizes: Sequence[int], drafting: Mapping[str, Sequence[int]]
 ) -> int:
-    models = [drafter for drafter in drafters.values() if drafter and drafter.kind == "model"]
+    models = {name: drafter for name, drafter in drafters.items() if drafter and drafter.kind == "model"}
     of_head = len({*DRAFTER_SIZES, *sizes}) + 1
-    return len(set(sizes)) + sum(of_head if drafter.reads else len(set(drafter_sizes)) for drafter in models)
+    graphs = (of_head if drafter.reads else len(drafting[name]) for name, drafter in models.items())
+    return len(set(sizes)) + sum(graphs)
 
 
 def rounded_up(number: int, step: int) -> int:

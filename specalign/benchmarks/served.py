@@ -21,6 +21,7 @@ from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpo
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, outline_suite
 from specalign.chain import appending
+from specalign.decoding.parallel import drafts_at_once
 from specalign.errors import UserError, unknown
 from specalign.folders import add
 from specalign.models.load import load_model, resolve_device, resolve_dtype, resolve_model
@@ -194,7 +195,8 @@ def _speculative(suite: Suite, config: BenchConfig, method: str, gamma: int) -> 
     drafter = suite.drafters[method]
     assert drafter, "the plain target has a server of its own"
     path = named_drafters(config).get(method, "")
-    return speculative_config(drafter.kind, gamma, resolve_model(path) if path else "")
+    source = resolve_model(path) if path else ""
+    return speculative_config(drafter.kind, gamma, source, parallel=drafts_at_once(drafter) > 1)
 
 
 def _warm_up(suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server) -> None:

@@ -17,7 +17,7 @@ from specalign.benchmarks.runtime import make_ready
 from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
 from specalign.data.turns import end_of_turn
-from specalign.decoding import WITHOUT_MODEL, Drafter, ModelDrafter, Stepper, make_stepper
+from specalign.decoding import WITHOUT_MODEL, Drafter, Stepper, drafter_of, make_stepper
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
@@ -31,6 +31,7 @@ from specalign.models.load import (
     resolve_dtype,
     resolve_model,
 )
+from specalign.models.mask_token import masks_of
 from specalign.models.preflight import outline
 from specalign.models.probe import fingerprint
 from specalign.models.properties import add_end, decoder_layers, n_parameters
@@ -80,7 +81,7 @@ def load_suite(config: BenchConfig) -> Suite:
             model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
             add_end(model, end)
             vocabulary = load_draft_vocabulary(Path(resolve_model(path)))
-            drafters[name] = ModelDrafter(model, vocabulary)
+            drafters[name] = drafter_of(model, vocabulary)
             infos.append(_drafter_info(name, path, model, vocabulary))
             bar.advance()
     info = _model_info(TARGET, config.target.model, target)
@@ -99,7 +100,7 @@ def outline_suite(config: BenchConfig) -> Suite:
     infos = []
     for name, path in named_drafters(config).items():
         model = outline(path).model
-        drafters[name] = ModelDrafter(model)
+        drafters[name] = drafter_of(model)
         infos.append(_drafter_info(name, path, model, None))
     info = _model_info(TARGET, config.target.model, target.model)
     prompts = load_prompts(config, target.tokenizer)
@@ -180,6 +181,7 @@ def _drafter_info(name: str, path: str, model: PreTrainedModel, vocabulary: torc
         head = head_of(model)
         spared = (head.width - len(vocabulary)) * head.weight.shape[1]
     training = _training_facts(Path(path))
+    masks = masks_of(model.config)
     return ModelInfo(
         name,
         path,
@@ -191,6 +193,7 @@ def _drafter_info(name: str, path: str, model: PreTrainedModel, vocabulary: torc
         training=training,
         n_multiplied=info.n_multiplied - spared,
         n_rows=info.n_rows,
+        parallel=masks.most if masks else 0,
     )
 
 

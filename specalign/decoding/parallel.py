@@ -39,6 +39,11 @@ def drafter_of(model: PreTrainedModel, ids: Tensor | None = None) -> Drafter:
     return ModelDrafter(model, ids) if masks is None else ParallelDrafter(model, masks, ids)
 
 
+def drafts_at_once(drafter: Drafter | None) -> int:
+    """Most tokens that one call of the drafter's model drafts: 1, or K of a parallel drafter."""
+    return drafter.masks.most if isinstance(drafter, ParallelDrafter) else 1
+
+
 @dataclass(frozen=True)
 class ParallelDrafter:
     """A smaller model that drafts n tokens in one call: it reads the text's new tokens and n - 1 mask tokens.

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from specalign.errors import UserError
+
 MOST = 8
 """Tokens of a draft where a config has a mask token but does not say: what PARD's recipe trains for."""
 SPARE = re.compile(r"reserved|unused", re.IGNORECASE)
@@ -27,7 +29,7 @@ class Masks:
 def masks_of(config: PreTrainedConfig) -> Masks | None:
     """The masks that a config names by ``pard_token`` (as vLLM reads it) and ``pard_k``; None: one token a call.
 
-    Raises ValueError for a token that is no row of the embedding, and for a K below 1.
+    Raises UserError for a token that is no row of the embedding, and for a K below 1.
     """
     token = getattr(config, "pard_token", None)
     if token is None:
@@ -35,10 +37,14 @@ def masks_of(config: PreTrainedConfig) -> Masks | None:
     masks = Masks(token, getattr(config, "pard_k", MOST))
     n_rows = config.get_text_config().vocab_size
     if type(token) is not int or not 0 <= token < n_rows:
-        raise ValueError(f"pard_token = {token!r} is no id of the model, which has {n_rows}")
+        raise UserError(f"pard_token = {token!r} is no id of {_named(config)}, which has {n_rows}")
     if type(masks.most) is not int or masks.most < 1:
-        raise ValueError(f"pard_k must be a whole number of at least 1, not {masks.most!r}")
+        raise UserError(f"pard_k of {_named(config)} must be a whole number of at least 1, not {masks.most!r}")
     return masks
+
+
+def _named(config: PreTrainedConfig) -> str:
+    return f"model {config.name_or_path!r}" if config.name_or_path else "the model"
 
 
 @torch.no_grad()

@@ -20,6 +20,7 @@ from specalign.decoding import generate, make_stepper
 from specalign.errors import UserError
 from specalign.files import write_json
 from specalign.models.load import empty_model, load_model, load_tokenizer, resolve_model
+from specalign.models.mask_token import masks_of
 from specalign.models.servable import Blocked, block, is_blocked, response_states, verified
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.provenance import weights_sha256
@@ -96,6 +97,12 @@ def export(student: str, options: ExportConfig) -> Path:
 def _require_exportable(student: str, model: PreTrainedModel, width: int, kept: Any) -> None:
     if model.config.is_encoder_decoder:
         raise UserError("engines serve decoder-only drafters; this model is an encoder-decoder")
+    masks = masks_of(model.config)
+    if masks and masks.token >= width:
+        raise UserError(
+            f"{student} cannot be exported: its mask token {masks.token} lies beyond the target's {width:,} rows, and "
+            "engines refuse a wider drafter"
+        )
     if kept is None and model.config.get_text_config().vocab_size == width:
         raise UserError(
             f"{student} needs no export: it drafts with its full head, as wide as the target's ({width:,} rows)"

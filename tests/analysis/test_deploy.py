@@ -59,6 +59,16 @@ def test_the_command_has_the_fastest_drafter_and_its_gamma() -> None:
     }
 
 
+@pytest.mark.parametrize(("gamma", "n_drafted"), [(4, 4), (8, 6)])
+def test_a_parallel_drafter_is_served_as_one(gamma: int, n_drafted: int) -> None:
+    parallel = ModelInfo("gkd", "runs/gkd", 5, 1, 20, parallel=6)
+    words = served(deploy_lines(result(row("gkd", gamma, 1.5), drafters=[parallel]), Wish()))
+    config = json.loads(words[6])
+    assert config["method"] == "draft_model"
+    assert config["parallel_drafting"] is True
+    assert config["num_speculative_tokens"] == n_drafted
+
+
 def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:
     lines = deploy_lines(result(row("gkd", 4, 1.5), row("sft", 2, 1.4)), Wish("sft"))
     assert json.loads(served(lines)[-1])["model"] == "runs/sft"

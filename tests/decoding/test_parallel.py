@@ -28,6 +28,7 @@ from specalign.decoding.drafters import Draft
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session
+from specalign.errors import UserError
 from specalign.models.mask_token import masks_of
 
 Build = Callable[..., PreTrainedModel]
@@ -226,11 +227,11 @@ def test_a_model_is_the_drafter_that_its_config_says(build: Build) -> None:
     [
         ({"pard_token": 40}, "pard_token = 40 is no id of the model, which has 40"),
         ({"pard_token": "x"}, "pard_token = 'x' is no id of the model"),
-        ({"pard_token": 3, "pard_k": 0}, "pard_k must be a whole number of at least 1, not 0"),
+        ({"pard_token": 3, "pard_k": 0}, "pard_k of the model must be a whole number of at least 1, not 0"),
     ],
 )
 def test_a_config_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=message):
         masks_of(LlamaConfig.from_dict({"vocab_size": 40, **fields}))
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 EOS = 2
@@ -148,6 +149,11 @@ def main(words: list[str]) -> None:
     if "missing" in speculative.get("model", ""):
         print("Traceback (most recent call last):\nOSError: missing is not a local folder")
         print("RuntimeError: Engine core initialization failed. See root cause above.")
+        sys.exit(1)
+    print("speculative config:", json.dumps(speculative))
+    config = Path(speculative.get("model", "")) / "config.json"
+    if speculative.get("parallel_drafting") and "pard_token" not in json.loads(config.read_text()):
+        print("Traceback (most recent call last):\nValueError: parallel drafting needs `pard_token`")
         sys.exit(1)
     start(Fake(speculative.get("num_speculative_tokens", 0)), int(options["--port"]))
     threading.Event().wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +156,24 @@ def test_mistakes_are_one_clear_line(
     urls = {"plain": serve(Fake()), "drafting": serve(Fake(gamma=3))}
     with pytest.raises(UserError, match=message):
         run_served(parse_run(flags(suite_flags, tmp_path, *(word.format(**urls) for word in more))))
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_a_drafter_with_a_mask_token_is_served_as_one_that_drafts_in_parallel(
+    suite_flags: list[str], vllm_python: PythonOf, tmp_path: Path, masked: bool
+) -> None:
+    (small,) = (Path(word.removeprefix("small=")) for word in suite_flags if word.startswith("small="))
+    folder = shutil.copytree(small, tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    more = {"pard_token": 63, "pard_k": 3} if masked else {}
+    (folder / "config.json").write_text(json.dumps({**config, **more}))
+    words = [word.replace(str(small), str(folder)) for word in suite_flags]
+    result = run_served(parse_run(flags(words, tmp_path, "--engine-python", vllm_python("0.32.0"))))
+    told = (tmp_path / "run" / "vllm_small_3.log").read_text().splitlines()
+    (line,) = (line for line in told if line.startswith("speculative config:"))
+    assert ("parallel_drafting" in json.loads(line.partition(":")[2])) == masked
+    assert [info.parallel for info in result.drafters] == [3 if masked else 0]
+    assert drafted(result).n_effective == 4
 
 
 def test_a_server_that_does_not_start_says_why(

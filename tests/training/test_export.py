@@ -13,7 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from specalign.errors import UserError
 from specalign.models.load import load_model
+from specalign.models.tiny import make_model
 from specalign.models.vocabulary import load_draft_vocabulary
+from specalign.training import export
 from specalign.training.cli import main
 from specalign.training.config import TrainConfig
 from specalign.training.session import train_all
@@ -94,3 +96,10 @@ def test_exports_that_need_none_or_cannot_be_are_one_line(
             main(["export", *words])
         assert "\n" not in str(error.value)
         assert not Path(out).exists() or not any(Path(out).iterdir())
+
+
+def test_a_mask_token_beyond_the_targets_rows_cannot_be_served() -> None:
+    model = make_model("llama")
+    model.config.pard_token = 39
+    with pytest.raises(UserError, match="its mask token 39 lies beyond the target's 39 rows"):
+        export._require_exportable("runs/wide", model, 39, None)
