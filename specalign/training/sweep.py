@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from collections import Counter
@@ -18,6 +19,8 @@ ELSEWHERE = {
     **dict.fromkeys(("recipe", "compare", "arms", "seeds", "sweep", "overwrite"), "it is the whole command's"),
 }
 """Option that is no arm's -> what to do."""
+MOST = 1000
+"""Arms of one command."""
 
 Value = tuple[str, Any]
 """(As it is written, what it means.)"""
@@ -32,6 +35,8 @@ def arms_of(words: Sequence[str]) -> dict[str, dict[str, Any]]:
     if len(swept) < len(words):
         twice = Counter(word.partition("=")[0] for word in words).most_common(1)[0][0]
         raise UserError(f"--sweep has {twice} twice: give all its values at once")
+    if (n_arms := math.prod(map(len, swept.values()))) > MOST:
+        raise UserError(f"--sweep would make {n_arms:,} arms; at most {MOST:,} can be asked for at once")
     ends = Counter(key.rpartition(".")[2] for key in swept)
     short = {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in swept}
     found: dict[str, dict[str, Any]] = {}

@@ -78,6 +78,10 @@ def test_each_arm_is_a_config_of_its_own() -> None:
         ("optimiser.lr=", "takes OPTION=VALUE,VALUE"),
         ("optimiser.lr=1 optimiser.lr=2", "has optimiser.lr twice: give all its values at once"),
         ("optimiser.lr=1,1", "two arms would be called lr=1"),
+        (
+            " ".join(f"budget.{key}={','.join(map(str, range(1, 40)))}" for key in ("steps", "tokens")),
+            "1,521 arms",
+        ),
         ("method=sft,gkd", "--compare METHOD METHOD"),
         ("seed=1,2", "--seeds 0 1"),
         ("data.n_train=4,8", "differs from .* in data, which the runs of one command share"),
