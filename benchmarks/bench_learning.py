@@ -25,7 +25,6 @@ from specalign.training.materials import Materials, load_materials
 from specalign.training.recipe import completed, overlay, with_prompt
 from specalign.training.session import train_all
 from specalign.training.setup import start_run
-from specalign.training.validation import make_validation
 
 POINTS = (0, 1, 2, 5, 10, 20, 50, 100)
 """Steps after which the drafter is validated."""
@@ -87,7 +86,7 @@ def trained() -> Path:
 
 def curve(materials: Materials, config: TrainConfig, name: str) -> list[dict[str, Any]]:
     """One run without files: its validations at POINTS."""
-    run = start_run(config, materials, make_validation(materials))
+    run = start_run(config, materials)
     points = []
     for n in range(POINTS[-1] + 1):
         if n:

@@ -26,15 +26,19 @@ from specalign.decoding.drafters import (
     fills_context,
     nothing,
 )
+from specalign.decoding.eagle import EagleDrafter
 from specalign.decoding.model_rows import ModelRows, confidence
 from specalign.decoding.sampling import Sampling, sample
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import Stepper, make_stepper
+from specalign.models.eagle import EagleHead
 from specalign.models.mask_token import Masks, masks_of
 
 
 def drafter_of(model: PreTrainedModel, ids: Tensor | None = None) -> Drafter:
     """The drafter that a model is by its config, with a head over ``ids`` [V'] only if given."""
+    if isinstance(model, EagleHead):
+        return EagleDrafter(model)
     masks = masks_of(model.config)
     return ModelDrafter(model, ids) if masks is None else ParallelDrafter(model, masks, ids)
 

@@ -218,6 +218,13 @@ def is_head(name: str) -> bool:
     return isinstance(config, dict) and config.get("speculators_model_type") == "eagle3"
 
 
+def read_head_config(name: str) -> EagleConfig:
+    """Raises UserError where ``name`` is no head."""
+    if not is_head(name):
+        raise UserError(f"model {name!r} is no head (or not downloaded): its config.json does not say eagle3")
+    return EagleConfig.from_pretrained(resolve_model(name))
+
+
 def load_head(
     name: str, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> EagleHead:

@@ -12,7 +12,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from specalign.errors import UserError
 from specalign.models.eagle import EagleConfig, EagleHead
 from specalign.models.heads import head_of
-from specalign.models.properties import decoder_layers
 
 N_STATES = 3
 """Layers whose states a head reads: engines take three."""
@@ -33,17 +32,24 @@ def require_reads(layers: Sequence[int], n_layers: int) -> None:
 
 
 def head_config(
-    target: PreTrainedModel, reads: Sequence[int], n_rows: int, *, verifier: str = "", n_draft: int = 3
+    target: PreTrainedConfig,
+    reads: Sequence[int] = (),
+    n_rows: int = 0,
+    *,
+    verifier: str = "",
+    n_draft: int = 3,
 ) -> EagleConfig:
-    """Of a head for ``target`` with its width, attention shape and context, over ``n_rows`` of its vocabulary.
+    """Of a head for ``target`` with its width, attention shape and context, over ``n_rows`` of its ids (0: all).
 
-    ``verifier`` is the name of the target and ``n_draft`` the draft length that engines take by default. Raises
-    UserError for an encoder-decoder target and for layers that it lacks.
+    ``reads`` are :func:`default_layers` where there are none; ``verifier`` is the name of the target and ``n_draft``
+    the draft length that engines take by default. Raises UserError for an encoder-decoder target and for layers that
+    it lacks.
     """
-    if target.config.is_encoder_decoder:
+    if target.is_encoder_decoder:
         raise UserError("a head drafts for decoder-only targets; this one is an encoder-decoder")
-    require_reads(reads, len(decoder_layers(target)))
-    text = target.config.get_text_config()
+    text = target.get_text_config()
+    reads = reads or default_layers(text.num_hidden_layers)
+    require_reads(reads, text.num_hidden_layers)
     proposal = {"proposal_type": "greedy", "speculative_tokens": n_draft}
     return EagleConfig(
         transformer_layer_config=_layer_fields(text),
@@ -51,9 +57,9 @@ def head_config(
             "algorithm": "eagle3",
             "default_proposal_method": "greedy",
             "proposal_methods": [proposal],
-            "verifier": {"name_or_path": verifier, "architectures": [type(target).__name__]},
+            "verifier": {"name_or_path": verifier, "architectures": target.architectures or []},
         },
-        draft_vocab_size=n_rows,
+        draft_vocab_size=n_rows or text.vocab_size,
         target_hidden_size=text.hidden_size,
         eagle_aux_hidden_state_layer_ids=list(reads),
     )
@@ -87,6 +93,18 @@ def _rope_theta(text: PreTrainedConfig) -> float:
     found = getattr(text, "rope_parameters", None) or {}
     tables = [found, found.get("full_attention") or {}]
     return float(next((table["rope_theta"] for table in tables if "rope_theta" in table), 10_000.0))
+
+
+def require_head_of(head: EagleHead, target: PreTrainedModel, name: str) -> None:
+    """Raise UserError unless ``head`` reads states that ``target`` has, and embeds its vocabulary."""
+    text = target.config.get_text_config()
+    require_reads(head.config.reads, text.num_hidden_layers)
+    ours = (head.config.target_hidden_size, head.embed_tokens.num_embeddings)
+    if ours != (text.hidden_size, text.vocab_size):
+        raise UserError(
+            f"head {name!r} is for targets of width {ours[0]} with {ours[1]:,} ids; this one has "
+            f"{text.hidden_size} and {text.vocab_size:,}"
+        )
 
 
 @torch.no_grad()

@@ -159,13 +159,18 @@ def sweep(run: Path) -> None:
 
 @torch.no_grad()
 def _restore_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
+    for name, parameter in _trained(model).items():
         parameter.copy_(divided_like(weights[name], parameter))
 
 
 def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters by name, tied ones once."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+    """What :func:`_restore_weights` puts back."""
+    return {name: parameter.detach().contiguous() for name, parameter in _trained(model).items()}
+
+
+def _trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by name, tied ones once; a head's copy of the teacher's embedding is none of them."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _flat(state: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from specalign.config import flag_value, gathered, parse_flags
 from specalign.errors import UserError, run_cli, unknown
@@ -16,6 +17,7 @@ from specalign.terminal import say
 from specalign.training.config import ObjectiveConfig, TrainConfig
 from specalign.training.recipe import resolve
 from specalign.training.runs import expanded, require_possible
+from specalign.training.student_config import Kind, StudentConfig
 
 PROGRAM = "specalign-train"
 DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
@@ -55,11 +57,18 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
     return expanded(lambda name: read_config(words, name), flag_value(words, "--recipe") or "")
 
 
+def _kind(words: Sequence[str]) -> Kind | None:
+    """What the flags say of the student's kind: a method means something else for a head. Others are refused later."""
+    found = flag_value(words, "--student.kind")
+    return next((kind for kind in get_args(Kind) if kind == found), None)
+
+
 def read_config(words: Sequence[str], name: str | None) -> TrainConfig:
     """Flags over arm over recipe over preset over defaults; ``name`` (a method or arm) goes before --method."""
     recipe, flag_method = flag_value(words, "--recipe"), flag_value(words, "--method")
-    own = ObjectiveConfig(plugin=flag_value(words, "--objective.plugin") or "")
-    base = resolve(TrainConfig(objective=own), Path(recipe) if recipe else None, name or flag_method)
+    objective = ObjectiveConfig(plugin=flag_value(words, "--objective.plugin") or "")
+    own = TrainConfig(objective=objective, student=StudentConfig(kind=_kind(words)))
+    base = resolve(own, Path(recipe) if recipe else None, name or flag_method)
     config = parse_flags(TrainConfig, words, default=base, program=PROGRAM, description=DESCRIPTION)
     return replace(config, method=base.method) if name else config
 

@@ -21,14 +21,9 @@ from specalign.ranges import (
     Batch,
     Count,
     CountOrZero,
-    Depth,
-    DepthOrZero,
     Device,
-    DraftOrZero,
     Function,
-    Layers,
     Name,
-    NotNegative,
     Output,
     Seed,
     Seeds,
@@ -38,6 +33,7 @@ from specalign.ranges import (
     Tokens,
 )
 from specalign.training.course_config import BudgetConfig, LoggingConfig, OptimiserConfig, ResultConfig
+from specalign.training.student_config import StudentConfig
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
 Arms = dict[Name, dict[str, Any]]
@@ -67,42 +63,6 @@ class TeacherConfig:
     trust_remote_code: bool = False
     """Run the model repository's own code."""
     __pydantic_config__ = STRICT
-
-
-@dataclass(frozen=True)
-class StudentConfig:
-    """Where the drafter starts from."""
-
-    model: str = ""
-    """An existing smaller model (named like the teacher); empty: a slice of the teacher."""
-    layers: Layers = ()
-    """Teacher layers of the slice, first and last included; empty: n_layers of them, chosen by pick."""
-    n_layers: Depth = 4
-    """Layers of the slice where they are not listed."""
-    n_encoder_layers: DepthOrZero = 0
-    """Encoder layers of an encoder-decoder teacher's slice; 0: all of them, since most of the cost is the decoder."""
-    pick: Literal["ends", "even", "influence"] = "ends"
-    """Which layers: half from either end, evenly spread, or those that turn the hidden state most (a short probe)."""
-    start: Literal["aligned", "slice"] | None = None
-    """Whether a slice is first refitted to the teacher in closed form; none: as the method says (aligned)."""
-    align_tokens: Count = 20_000
-    """Tokens of teacher responses, prompts included, that the closed-form fit sees."""
-    ridge: NotNegative = 1e-3
-    """Ridge of the fit, relative to the mean of the Gram matrix's diagonal."""
-    draft_vocabulary: CountOrZero = 0
-    """Most frequent ids that the drafter's head keeps; 0: all."""
-    parallel: DraftOrZero = 0
-    """Most tokens that it drafts in one call, all but the first from mask tokens (PARD); 0 or 1: one token a call."""
-    parallel_keep: ShareAbove0 = 0.7
-    """parallel: the k-th mask tokens are trained at this share of the positions, to the power k."""
-    parallel_floor: Share = 0.2
-    """parallel: and at this share of them at least."""
-    __pydantic_config__ = STRICT
-
-    @property
-    def drafts_in_parallel(self) -> bool:
-        """Whether mask tokens are trained."""
-        return self.parallel > 1
 
 
 @dataclass(frozen=True)
@@ -156,6 +116,8 @@ class RolloutConfig:
     """branches: their length is drawn from 1..k_max tokens, once a step."""
     branches: Batch = 8
     """branches: number of them off each prompt's response; they share its forward pass."""
+    prompts: bool = False
+    """Train on the prompts' own tokens too, where a response is not the student's: more tokens of the same passes."""
     trunk: Literal["teacher", "ground_truth"] = "teacher"
     """branches: responses whose prefixes they start from."""
     temperature: Temperature = 1.0
@@ -269,6 +231,7 @@ UNTRAINED = ("untrained", "aligned")
 
 
 def require_sliceable(config: TrainConfig) -> None:
-    """Raise UserError where the student is a slice of a teacher whose weights are quantised."""
+    """Raise UserError where the student is made of a teacher whose weights are quantised."""
     if config.teacher.quantization != "none":
-        raise UserError("a quantised teacher cannot be sliced; name an existing student.model")
+        made = "copied into a head" if config.student.is_head else "sliced"
+        raise UserError(f"a quantised teacher cannot be {made}; name an existing student.model")

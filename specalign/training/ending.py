@@ -78,7 +78,7 @@ def finish(run: Run, materials: Materials, stamp: dict[str, Any], begun: float) 
 def write_held_out(run: Run, materials: Materials) -> None:
     """held_out.jsonl: the finished student's acceptance on each test prompt, which nothing has looked at before."""
     if materials.test:
-        test = replace(make_validation(materials, "test"), gamma=run.config.logging.probe_gamma)
+        test = replace(make_validation(materials, "test", run.pair.reads), gamma=run.config.logging.probe_gamma)
         write_jsonl(run.path / folder.HELD_OUT, test.by_prompt(run.pair))
 
 
@@ -86,7 +86,8 @@ def write_student(run: Run, materials: Materials) -> None:
     """The folder that transformers loads."""
     if run.config.optimiser.gradient_checkpointing:
         run.pair.student.gradient_checkpointing_disable()
-    folder.write_model(run.path, run.pair.student, materials.tokenizer, run.pair.draft_vocabulary)
+    kept = None if run.pair.reads else run.pair.draft_vocabulary  # a head's own files name its ids
+    folder.write_model(run.path, run.pair.student, materials.tokenizer, kept)
 
 
 def facts_of(run: Run, materials: Materials, course: Course | None, step: int, begun: float) -> dict[str, Any]:

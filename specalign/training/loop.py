@@ -35,21 +35,20 @@ from specalign.training.plugins import NONE, Plugins, identity, plugin_of
 from specalign.training.recipe import completed
 from specalign.training.rollouts import Writer
 from specalign.training.rows import Layout, Row, lay_out
-from specalign.training.scoring import columns_of, per_token_loss, states
-from specalign.training.setup import Run, resume, start_run
+from specalign.training.scoring import columns_of, observed, per_token_loss
+from specalign.training.setup import Run, Validations, resume, start_run
 from specalign.training.sharding import sum_gradients, whole
-from specalign.training.validation import Validation
 
 
 def train(
     config: TrainConfig,
     materials: Materials,
-    validation: Validation | None = None,
+    validations: Validations | None = None,
     plugins: Plugins = NONE,
 ) -> Path:
     """Train one student into ``config.output`` and return that folder, going on from its last checkpoint.
 
-    ``validation`` is what the runs of a command share; None: this run's own.
+    ``validations`` are what the runs of a command share; None: this run's own.
     """
     config = completed(config)
     path = config.output
@@ -58,7 +57,7 @@ def train(
     if distributed.rank() == 0:
         folder.claim(config, stamp)
     distributed.wait_for_all()
-    run = start_run(config, materials, validation, plugins)
+    run = start_run(config, materials, validations, plugins)
     covered = coverage(run.pair, run.validation)
     if covered and distributed.rank() == 0:
         say(f"{path}: {covered}")
@@ -197,21 +196,21 @@ def accumulate(
     n_positions, n_tokens = distributed.total([n_scored, n_text_tokens(run, passes, n_scored)], device)
     parts, scored = [], []
     for group, each, mask in zip(groups, passes, masks, strict=True):
-        known = teacher_states_of(run, group, each.text)
+        text, known = with_teacher(run, group, each.text)
         with autocast(run), recomputing(run.pair.student):
             chunk_tokens = run.config.objective.chunk_tokens
             losses = per_token_loss(
                 run.pair,
-                each.layout,
+                text if run.masks is None else each.layout,
                 run.objective,
                 each.spread(known),
-                reference_loss=each.spread(reference_loss_of(run, each.text, known)),
+                reference_loss=each.spread(reference_loss_of(run, text, known)),
                 chunk_tokens=chunk_tokens,
             )
         loss = reduce_tokens(losses, mask, n_tokens=n_positions)
         (run.scaler.scale(loss) if run.scaler else loss).backward()
         parts.append(loss.detach().double())
-        scored.append((each.text, known))
+        scored.append((text, known))
     return distributed.total([float(sum(parts))], device)[0], int(n_tokens), tuple(scored)
 
 
@@ -235,14 +234,16 @@ def n_text_tokens(run: Run, passes: Sequence[Scored], n_scored: float) -> float:
     return float(n_counted(run, texts, [counted(run, text) for text in texts]))
 
 
-def teacher_states_of(run: Run, rows: Sequence[Row], layout: Layout) -> Tensor | None:
-    """[N, d], or None where the objective looks at labels alone."""
-    if not run.objective.needs_teacher:
-        return None
+def with_teacher(run: Run, rows: Sequence[Row], layout: Layout) -> tuple[Layout, Tensor | None]:
+    """The layout with what a head reads, and the teacher's states [N, d]; None where labels are all that is needed."""
+    reads = run.pair.reads
+    if not (reads or run.objective.needs_teacher):
+        return layout, None
     if run.teacher_states is not None:
-        return run.teacher_states.of(rows, packed=run.packed)
-    with torch.no_grad():
-        return states(run.pair.teacher, layout)
+        layout, final = run.teacher_states.observed(rows, layout, packed=run.packed, reads=reads)
+    else:
+        layout, final = observed(run.pair.teacher, layout, reads)
+    return layout, final if run.objective.needs_teacher else None
 
 
 @torch.no_grad()

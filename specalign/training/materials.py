@@ -22,7 +22,6 @@ from specalign.data.examples import Split
 from specalign.models.devices import multiply_in_tf32
 from specalign.models.load import (
     is_encoder_decoder,
-    load_model,
     load_tokenizer,
     resolve_device,
 )
@@ -32,15 +31,16 @@ from specalign.models.released import is_released, take_head
 from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
 from specalign.terminal import say
-from specalign.training.config import DataConfig, StudentConfig, TrainConfig, require_sliceable
+from specalign.training.config import DataConfig, TrainConfig, require_sliceable
 from specalign.training.conversations import Told, told
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.identity import model_identity, models_of, rows_identity
 from specalign.training.prompts import columns, encoded
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, read_tensors, responses_key, stored_responses
-from specalign.training.starts import Slicing
-from specalign.training.teacher import asleep, attention_of, load_teacher
+from specalign.training.starts import Slicing, existing_student, head_start
+from specalign.training.student_config import StudentConfig
+from specalign.training.teacher import asleep, load_teacher
 from specalign.training.writers import WRITERS, Teacher
 
 HELD_APART: tuple[Split, ...] = ("train", "validation", "test")
@@ -187,7 +187,8 @@ class Materials:
     def reference(self, name: str) -> PreTrainedModel:
         """The frozen drafter whose loss the selection of tokens subtracts."""
         if name not in self._references:
-            self._references[name] = _existing_student(self, name).eval().requires_grad_(False)
+            found = existing_student(self.config, name, self.teacher, self.device, head=False)
+            self._references[name] = found.eval().requires_grad_(False)
         return self._references[name]
 
     @contextmanager
@@ -198,8 +199,17 @@ class Materials:
 
     def _start(self, config: StudentConfig) -> PreTrainedModel:
         if config.model:
-            return _existing_student(self, config.model)
+            return existing_student(self.config, config.model, self.teacher, self.device, head=config.is_head)
         require_sliceable(self.config)
+        if config.is_head:
+            return head_start(
+                self.wake(),
+                config,
+                self.draft_vocabulary(config.draft_vocabulary),
+                verifier=self.config.teacher.model,
+                n_draft=self.config.logging.probe_gamma,
+                seed=self.config.seed,
+            )
         return Slicing(self.wake(), self._teacher_facts, self._alignment_texts, self._timed).student(config)
 
     def _alignment_texts(self, n_tokens: int) -> list[tuple[Tokens, ...]]:
@@ -323,13 +333,3 @@ def load_data(data: DataConfig) -> dict[Split, list[Example]]:
 def special_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Ids of the tokenizer's special tokens."""
     return [int(id_) for id_ in tokenizer.all_special_ids]
-
-
-def _existing_student(materials: Materials, name: str) -> PreTrainedModel:
-    config = materials.config
-    return load_model(
-        name,
-        device=materials.device,
-        attn=attention_of(config, materials.device),
-        trust_remote_code=config.teacher.trust_remote_code,
-    )

@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 from specalign.errors import UserError
 from specalign.losses import needs_of
 from specalign.losses.chunked import chunk_bytes
+from specalign.models.eagle import EagleConfig, EagleHead, read_head_config
+from specalign.models.eagle_start import N_STATES, head_config
 from specalign.models.load import BITS, resolve_device, resolve_dtype, resolve_model
 from specalign.models.preflight import device_memory_bytes
 from specalign.terminal import say
@@ -73,6 +75,7 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
     teacher = _n_parameters(teacher_config)
     student_config = _student_config(config, teacher_config)
     student = _n_parameters(student_config)
+    trained = student - _n_frozen(student_config)
     size = resolve_dtype(config.teacher.dtype, device).itemsize
     bits = BITS[config.teacher.quantization] or 8 * size
     whole = int(teacher * bits / 8)
@@ -82,14 +85,14 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
     tokens = int(config.optimiser.batch * (_tokens_per_prompt(config) + masks))
     sharded = config.optimiser.sharded
     layers = _body_and_head(student_config, student)[0] if sharded == "weights" else 0.0
-    own = int(student - layers + layers / processes)
+    own, moved = (int(n - layers + layers / processes) for n in (student, trained))
     return Plan(
         student,
         teacher,
         weights=4 * own + whole - released,
         copies=4 * student + (2 * student if _halves(config) else 0),
-        gradients=4 * own,
-        optimiser=8 * student // processes if sharded == "moments" else 8 * own,
+        gradients=4 * moved,
+        optimiser=8 * trained // processes if sharded == "moments" else 8 * moved,
         activations=_activations(config, student_config, tokens),
         logits=LOGIT_COPIES * chunk_bytes(device),
         rollouts=_rollouts(config, student_config),
@@ -154,7 +157,10 @@ def _of_the_teacher(config: TrainConfig, plan: Plan) -> list[str]:
 
 
 def _states(config: TrainConfig, teacher: PreTrainedConfig, size: int) -> int:
-    """d numbers a token of each response that is met, at its longest; at most ``teacher.reuse_gib``."""
+    """d numbers a token of each response that is met, at its longest; at most ``teacher.reuse_gib``.
+
+    For a head further 3 d of each token of the row, and with ``rollout.prompts`` d of those of the prompt.
+    """
     if not config.teacher.reuse_states:
         return 0
     data, budget, longest = config.data, config.budget, config.data.max_response_tokens
@@ -164,7 +170,9 @@ def _states(config: TrainConfig, teacher: PreTrainedConfig, size: int) -> int:
     if not any(limits):
         return room
     n_tokens = min(limit for limit in limits if limit) + (data.n_validation + data.n_test) * longest
-    return min(room, n_tokens * teacher.get_text_config().hidden_size * size)
+    also = N_STATES * _tokens_per_prompt(config) if config.student.is_head else 0
+    also += data.max_prompt_tokens if config.rollout.prompts else 0
+    return min(room, int(n_tokens * (1 + also / longest)) * teacher.get_text_config().hidden_size * size)
 
 
 def _model_config(name: str, config: TrainConfig) -> PreTrainedConfig:
@@ -177,6 +185,13 @@ def _model_config(name: str, config: TrainConfig) -> PreTrainedConfig:
 
 
 def _student_config(config: TrainConfig, teacher: PreTrainedConfig) -> PreTrainedConfig:
+    if config.student.is_head:
+        name = config.student.model
+        return (
+            read_head_config(name)
+            if name
+            else head_config(teacher, config.student.reads, config.student.draft_vocabulary)
+        )
     if config.student.model:
         return _model_config(config.student.model, config)
     student: Any = copy.deepcopy(teacher)
@@ -195,8 +210,14 @@ def _student_config(config: TrainConfig, teacher: PreTrainedConfig) -> PreTraine
 def _n_parameters(config: PreTrainedConfig) -> int:
     auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
     with torch.device("meta"):
-        model = auto.from_config(config)
+        model = EagleHead(config) if isinstance(config, EagleConfig) else auto.from_config(config)
     return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _n_frozen(config: PreTrainedConfig) -> int:
+    """Parameters that are copied and not trained: a head's embedding."""
+    text: Any = config.get_text_config()
+    return text.vocab_size * text.hidden_size if isinstance(config, EagleConfig) else 0
 
 
 def _flops_per_token(
@@ -215,9 +236,10 @@ def _flops_per_token(
         _body_and_head(*student),
         _body_and_head(*teacher),
     )
-    if config.student.draft_vocabulary:
+    if config.student.draft_vocabulary and not config.student.is_head:
         student_head *= min(1.0, config.student.draft_vocabulary / student[0].get_text_config().vocab_size)
-    whole = (passes + 2 * own) * (student_body * tokens + student_head * scored)
+    steps = config.student.unroll if config.student.is_head else 1
+    whole = steps * (passes + 2 * own) * (student_body * tokens + student_head * scored)
     whole += passes * masks * (student_body + student_head)
     if any(needs_of(name).teacher for name in config.objective.weights):
         whole += 2 * (teacher_body * tokens + teacher_head * scored)
@@ -227,6 +249,9 @@ def _flops_per_token(
 def _body_and_head(config: PreTrainedConfig, n_parameters: int) -> tuple[float, float]:
     """Parameters that every token passes through, and those of the head."""
     text: Any = config.get_text_config()
+    if isinstance(config, EagleConfig):
+        rows = (config.draft_vocab_size or text.vocab_size) * text.hidden_size
+        return n_parameters - rows - text.vocab_size * text.hidden_size, rows
     head = text.vocab_size * text.hidden_size
     return n_parameters - head * (1 if text.tie_word_embeddings else 2), head
 
@@ -236,7 +261,8 @@ def _scored_per_prompt(config: TrainConfig) -> float:
     rollout = config.rollout
     written = config.data.max_response_tokens
     branched = rollout.branches * (1 + rollout.k_max) / 2 if rollout.style == "branches" else written
-    return rollout.student_share * branched + (1 - rollout.student_share) * written
+    given = written + (config.data.max_prompt_tokens if rollout.prompts else 0)
+    return rollout.student_share * branched + (1 - rollout.student_share) * given
 
 
 def _masks_per_token(config: TrainConfig) -> float:
@@ -279,7 +305,7 @@ def _rollouts(config: TrainConfig, student: Any) -> int:
 
 def _activations(config: TrainConfig, student: Any, tokens: int) -> int:
     text = student.get_text_config()
-    width = 1 if _halves(config) else 2
+    width = (1 if _halves(config) else 2) * (config.student.unroll if config.student.is_head else 1)
     if config.optimiser.gradient_checkpointing:
         return tokens * text.hidden_size * width * (2 * text.num_hidden_layers + ACTIVATIONS_PER_LAYER)
     return tokens * text.hidden_size * width * ACTIVATIONS_PER_LAYER * text.num_hidden_layers

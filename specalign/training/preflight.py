@@ -9,7 +9,13 @@ from specalign.data.preflight import describe_prompts, describe_rows, describe_s
 from specalign.data.turns import end_of_turn
 from specalign.errors import UserError
 from specalign.models import preflight as models
-from specalign.models.load import check_weights, require_bitsandbytes, resolve_device
+from specalign.models.eagle import read_head_config
+from specalign.models.eagle_start import head_config
+from specalign.models.load import (
+    check_weights,
+    require_bitsandbytes,
+    resolve_device,
+)
 from specalign.models.properties import decoder_layers, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
 from specalign.models.vocabulary import n_ids
@@ -72,6 +78,8 @@ def _distinct_students(configs: Sequence[TrainConfig]) -> list[TrainConfig]:
 
 def _student_checks(config: TrainConfig, teacher: Outlined) -> list[Check]:
     name = config.student.model
+    if config.student.is_head:
+        return [("student", lambda: _head(config, teacher()))]
     if not name:
         return [("student", lambda: _slice(config, teacher()))]
     student = cache(lambda: _outline(config, name))
@@ -90,6 +98,18 @@ def _student_checks(config: TrainConfig, teacher: Outlined) -> list[Check]:
             lambda: models.check_attention(student(), config.attn, resolve_device(config.device)),
         ),
     ]
+
+
+def _head(config: TrainConfig, teacher: models.Outline) -> str:
+    name, vocabulary = config.student.model, config.student.draft_vocabulary
+    require_sliceable(config)
+    found = head_config(teacher.model.config, config.student.reads, vocabulary)
+    if name:
+        found, said = read_head_config(name), f"head {name}"
+    else:
+        said = f"a head, {config.student.start}"
+    n_layers = teacher.model.config.get_text_config().num_hidden_layers
+    return f"{said}, on the states of layers {', '.join(map(str, found.reads))} of {n_layers}"
 
 
 def _slice(config: TrainConfig, teacher: models.Outline) -> str:

@@ -19,14 +19,19 @@ from specalign.training.config import (
     EngineConfig,
     ObjectiveConfig,
     OptimiserConfig,
-    StudentConfig,
     TrainConfig,
 )
+from specalign.training.student_config import StudentConfig
 
 C = TypeVar("C")
-Start = Literal["aligned slice", "bare slice", "trained model"]
+Start = Literal["aligned slice", "bare slice", "trained model", "new head"]
 
-RATES: dict[Start, float] = {"aligned slice": 1e-4, "bare slice": 1e-3, "trained model": 5e-5}
+RATES: dict[Start, float] = {
+    "aligned slice": 1e-4,
+    "bare slice": 1e-3,
+    "trained model": 5e-5,
+    "new head": 1e-3,
+}
 """Peak learning rate by what training starts from: training/README.md has the learning curves."""
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -103,6 +108,7 @@ def by_method(config: TrainConfig) -> TrainConfig:
     if config.method not in PRESETS:
         raise unknown("method", config.method, PRESETS)
     own = {"objective": {"weights": {PLUGIN: 1.0}}} if config.objective.plugin else {}
+    config = _filled(config, _preset_of_head(config.method)) if config.student.is_head else config
     return _filled(_filled(_filled(config, own), PRESETS[config.method]), OTHERWISE)
 
 
@@ -116,10 +122,19 @@ def completed(config: TrainConfig) -> TrainConfig:
     return config
 
 
+def _preset_of_head(method: str) -> dict[str, Any]:
+    """What a method means for a head, which writes no responses: the teacher's in the place of its own."""
+    given = PRESETS[method].get("rollout", {}).get("source") == "ground_truth"
+    preset: dict[str, Any] = {} if given else {"rollout": {"source": "teacher", "style": "full"}}
+    return preset | ({"student": {"start": "random"}} if method == "untrained" else {})
+
+
 def start_of(student: StudentConfig) -> Start:
     """What training starts from; a trimmed head changes nothing in that, since what it keeps is the teacher's."""
     if student.model:
         return "trained model"
+    if student.is_head:
+        return "new head"
     return "bare slice" if student.start == "slice" else "aligned slice"
 
 
@@ -155,6 +170,9 @@ def check(config: TrainConfig) -> None:
     _check_objective(config.objective)
     _check_trackers(config.logging.trackers)
     _check_optimiser(config.optimiser)
+    config.student.require_consistent()
+    if config.student.is_head:
+        _check_head(config)
     if config.result.metric == "probe_tau" and not config.logging.probe_prompts:
         raise UserError("result.metric = probe_tau needs logging.probe_prompts")
     if config.engine.name == "own" and config.engine != EngineConfig():
@@ -172,6 +190,27 @@ def check(config: TrainConfig) -> None:
         _check_offload(config)
     if config.method == "aligned" and config.student.model:
         raise UserError("method 'aligned' needs a slice of the teacher; student.model names another model")
+
+
+def _check_head(config: TrainConfig) -> None:
+    """What a head cannot do."""
+    if config.method not in UNTRAINED and config.rollout.student_share:
+        raise UserError(
+            f"a head writes no responses of its own (rollout.source = {config.rollout.source}): choose "
+            "rollout.source = teacher or ground_truth"
+        )
+    if config.objective.reference:
+        raise UserError("objective.reference selects a model's tokens; a head has none")
+    if config.teacher.offload != "none":
+        raise UserError(
+            "teacher.offload keeps what models are trained on; a head needs the teacher: choose none"
+        )
+    if config.optimiser.compile or config.optimiser.gradient_checkpointing:
+        raise UserError(
+            "a head has one layer: optimiser.compile and optimiser.gradient_checkpointing are for models"
+        )
+    if config.optimiser.sharded == "weights":
+        raise UserError("a head has one layer to divide: choose optimiser.sharded = moments or none")
 
 
 def _check_objective(objective: ObjectiveConfig) -> None:

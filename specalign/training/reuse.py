@@ -1,19 +1,21 @@
 """The teacher's hidden states along fixed responses, computed once for all epochs, methods and seeds.
 
 Scoring is most of a step's cost, and of a fixed response it never changes. What is kept is the state that the
-head is applied to: d numbers a token, exact, where whole distributions would be V numbers and top-k ones biased.
-Another kind of states has a :class:`TeacherStates` of its own, with the function that computes it.
+head is applied to: d numbers a token, exact, where whole distributions would be V numbers and top-k ones biased. For a
+student that reads the teacher's states these are kept too: 3 d numbers for every token of the row, its prompt's too.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
 from specalign.errors import UserError
@@ -21,12 +23,31 @@ from specalign.files import atomic_path
 from specalign.models.released import is_released
 from specalign.training.rollouts import read_tensors
 from specalign.training.rows import Layout, Row, lay_out
-from specalign.training.scoring import states
+from specalign.training.scoring import observed
 
-Score = Callable[[PreTrainedModel, Layout], Tensor]
-"""Teacher and layout -> [N, d], a row for each scored token."""
+Reads = tuple[int, ...]
+"""Layers of the teacher whose incoming states a student reads."""
 TOGETHER = 8
 """Rows of one pass where many are filled on a GPU."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What is kept of a row."""
+
+    states: Tensor
+    """[n, d] what the head is applied to, for each scored token."""
+    read: Tensor | None = None
+    """[L, k * d] what enters k layers, at each token that the row's pass reads."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Size."""
+        return self.states.nbytes + (0 if self.read is None else self.read.nbytes)
+
+    def to(self, device: torch.device) -> Scored:
+        """The same there."""
+        return Scored(self.states.to(device), None if self.read is None else self.read.to(device))
 
 
 class TeacherStates:
@@ -49,31 +70,25 @@ class TeacherStates:
         folder: Path | None = None,
         *,
         device: torch.device | None = None,
-        score: Score = states,
     ) -> None:
         self.teacher = teacher
         self.capacity = capacity
         self.folder = folder
-        self.score = score
-        self.kept: dict[Row, Tensor] = {}
+        self.kept: dict[tuple[Row, Reads], Scored] = {}
         self.device = device or teacher.device
         """Where states are handed out, be the teacher there or released."""
         self.together = self.device.type == "cuda"
         files = [] if folder is None else folder.glob("*.safetensors")
         self.n_bytes = sum(file.stat().st_size for file in files)
 
-    @torch.no_grad()
     def of(self, rows: Sequence[Row], *, packed: bool) -> Tensor:
         """[N, d] at the predictors of ``lay_out(rows, packed=packed)``, in its order."""
-        fresh = [row for row in rows if not is_fixed(row)]
-        computed = iter(self._score(fresh, packed)) if fresh else iter(())
-        fixed = self._fixed([row for row in dict.fromkeys(rows) if is_fixed(row)])
-        return torch.cat([fixed[row] if is_fixed(row) else next(computed) for row in rows])
+        return torch.cat([scored.states for scored in self._all(rows, packed, ())])
 
     def missing(self, rows: Sequence[Row]) -> list[Row]:
         """Those fixed ones, each once, whose states are not kept."""
         fixed = (row for row in dict.fromkeys(rows) if is_fixed(row))
-        return [row for row in fixed if self._find(row) is None]
+        return [row for row in fixed if self._find(row, ()) is None]
 
     def fill(self, rows: Sequence[Row], advance: Callable[[int], None] = lambda n: None) -> None:
         """Keep the states of fixed rows that are not known yet; ``advance`` is told the tokens done.
@@ -84,42 +99,73 @@ class TeacherStates:
         size = TOGETHER if self.together else 1
         for begin in range(0, len(ordered), size):
             group = ordered[begin : begin + size]
-            self._fixed(group)
+            self._all(group, True, ())
             advance(sum(row.n_tokens for row in group))
 
-    def _fixed(self, rows: Sequence[Row]) -> dict[Row, Tensor]:
+    def observed(
+        self, rows: Sequence[Row], layout: Layout, *, packed: bool, reads: Reads
+    ) -> tuple[Layout, Tensor]:
+        """The same, and ``layout``, that of the rows, with what a head reads of ``reads`` in it.
+
+        A head's rows have no branches, so that each is a row of the layout.
+        """
+        found = self._all(rows, packed, reads)
+        read = [scored.read for scored in found if scored.read is not None]
+        if reads:
+            layout = replace(layout, read=pad_sequence(read, batch_first=True))
+        return layout, torch.cat([scored.states for scored in found])
+
+    @torch.no_grad()
+    def _all(self, rows: Sequence[Row], packed: bool, reads: Reads) -> list[Scored]:
+        fresh = [row for row in rows if not is_fixed(row)]
+        computed = iter(self._score(fresh, packed, reads)) if fresh else iter(())
+        fixed = self._fixed([row for row in dict.fromkeys(rows) if is_fixed(row)], reads)
+        return [fixed[row] if is_fixed(row) else next(computed) for row in rows]
+
+    def _fixed(self, rows: Sequence[Row], reads: Reads) -> dict[Row, Scored]:
         """The states of each, computed where they are not kept."""
-        found = {row: self._find(row) for row in rows}
-        unknown = [row for row, states_ in found.items() if states_ is None]
+        found = {row: self._find(row, reads) for row in rows}
+        unknown = [row for row, scored in found.items() if scored is None]
         for group in [unknown] if self.together and unknown else [[row] for row in unknown]:
-            for row, scored in zip(group, self._score(group, packed=True), strict=True):
-                self._keep(row, scored)
+            for row, scored in zip(group, self._score(group, True, reads), strict=True):
+                self._keep(row, reads, scored)
                 found[row] = scored
         return {row: kept.to(self.device) for row, kept in found.items() if kept is not None}
 
-    def _find(self, row: Row) -> Tensor | None:
+    def _find(self, row: Row, reads: Reads) -> Scored | None:
         if self.folder is None:
-            return self.kept.get(row)
-        return _read(_file(self.folder, row), row.n_tokens)
+            return self.kept.get((row, reads))
+        return _read(_file(self.folder, row, reads), row)
 
-    def _keep(self, row: Row, found: Tensor) -> None:
-        if self.n_bytes + found.nbytes > self.capacity:
+    def _keep(self, row: Row, reads: Reads, found: Scored) -> None:
+        if self.n_bytes + found.n_bytes > self.capacity:
             return
-        self.n_bytes += found.nbytes
+        self.n_bytes += found.n_bytes
         if self.folder is None:
-            self.kept[row] = found.cpu()
+            self.kept[row, reads] = found.to(torch.device("cpu"))
             return
-        with atomic_path(_file(self.folder, row)) as partial:
-            save_file({"states": found.contiguous()}, partial)
+        tensors = {"states": found.states.contiguous()}
+        if found.read is not None:
+            tensors["read"] = found.read.contiguous()
+        with atomic_path(_file(self.folder, row, reads)) as partial:
+            save_file(tensors, partial)
 
-    def _score(self, rows: Sequence[Row], packed: bool) -> tuple[Tensor, ...]:
+    def _score(self, rows: Sequence[Row], packed: bool, reads: Reads) -> list[Scored]:
         if is_released(self.teacher):
             raise UserError(
                 "states of the teacher are missing that were kept before it was released (teacher.offload): give the "
                 "same command again, which computes them"
             )
         layout = lay_out(rows, packed=packed, device=self.device)
-        return self.score(self.teacher, layout).split([row.n_tokens for row in rows])
+        layout, final = observed(self.teacher, layout, reads)
+        parts = final.split([row.n_tokens for row in rows])
+        if layout.read is None:
+            return [Scored(part) for part in parts]
+        lengths = [len(row.trunk) - 1 for row in rows]
+        return [
+            Scored(part, read[:length].clone())
+            for part, read, length in zip(parts, layout.read, lengths, strict=True)
+        ]
 
 
 def is_fixed(row: Row) -> bool:
@@ -127,11 +173,13 @@ def is_fixed(row: Row) -> bool:
     return not row.branches and not row.on_policy
 
 
-def _file(folder: Path, row: Row) -> Path:
-    text = repr((row.trunk, row.n_prompt, row.encoder, *row.spans))
+def _file(folder: Path, row: Row, reads: Reads) -> Path:
+    text = repr((row.trunk, row.n_prompt, row.encoder, *row.spans, *([reads] if reads else [])))
     return folder / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.safetensors"
 
 
-def _read(path: Path, n_tokens: int) -> Tensor | None:
+def _read(path: Path, row: Row) -> Scored | None:
     tensors = read_tensors(path)
-    return tensors["states"] if tensors and len(tensors["states"]) == n_tokens else None
+    if not tensors or len(tensors["states"]) != row.n_tokens:
+        return None
+    return Scored(tensors["states"], tensors.get("read"))

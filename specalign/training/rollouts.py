@@ -24,6 +24,8 @@ from specalign.training.rows import Branch, Row
 Tokens = tuple[int, ...]
 SHARD = 128
 """Prompts whose responses are stored in one file: what an interruption can lose."""
+FIRST = 2
+"""Place of the first token that is scored where prompts are: a head drafts after two."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,10 @@ class Policy:
             return Row(head, len(head), (), encoder, on_policy=True), [len(head)]
         response = self._response(prompt, from_teacher)
         spans = tuple((begin, min(end, begin + self.max_response_tokens)) for begin, end in asked.spans)
-        row = Row(head + response, len(head), (), encoder, on_policy, spans)
+        n_prompt = len(head)
+        if self.config.prompts and not on_policy:  # earlier responses with what is between them
+            n_prompt, spans = min(len(head), FIRST), ()
+        row = Row(head + response, n_prompt, (), encoder, on_policy, spans)
         if not on_policy:
             return row, []
         places = torch.randperm(len(response), generator=generator)[: self.config.branches]

@@ -80,6 +80,8 @@ class Layout:
     """[N] the scored tokens."""
     sequence_ids: Tensor
     """[N] which sequence a scored token belongs to."""
+    read: Tensor | None = None
+    """[B, L, k * d] the teacher's states at every token, of the k layers that a head reads; None for other students."""
 
     @property
     def n_tokens(self) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,9 +13,11 @@ from transformers import PreTrainedModel
 
 from specalign.losses import Objective, chunked_loss, overlap
 from specalign.losses.chunked import chunk_bytes
+from specalign.models.eagle import EagleHead, states_entering
 from specalign.models.heads import Head, common_heads, head_of, hidden_states, known_ids
 from specalign.models.masks import attention_masks
 from specalign.training.rows import Layout
+from specalign.training.unrolling import unrolled
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Pair:
     """[V'] ids of the drafter's trimmed head."""
     decoder: Callable[..., Any] | None = None
     """The student's decoder as the loss runs it, compiled for instance; None: as it is."""
+    unroll: int = 1
+    """Steps J of a head's draft that the loss looks at."""
+    decay: float = 1.0
+    """Weight of a step's loss, relative to that of the step before."""
 
     @cached_property
     def known_vocabulary(self) -> Tensor | None:
@@ -37,6 +43,20 @@ class Pair:
         if self.draft_vocabulary is None:
             return None
         return known_ids(self.draft_vocabulary, head_of(self.teacher), self.n_tokens)
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        """Layers of the teacher whose incoming states the student reads."""
+        return self.student.config.reads if isinstance(self.student, EagleHead) else ()
+
+    def drafted(self, layout: Layout, n_steps: int) -> list[Tensor]:
+        """[N, d] of each step: what the student's output head is applied to; a model's drafts have one kind of step.
+
+        A model reads the text and nothing else, so that it is the same for it which step of a draft a token is.
+        """
+        if isinstance(self.student, EagleHead):
+            return unrolled(self.student, layout, n_steps)
+        return [states(self.student, layout, self.decoder)]
 
     def heads(self) -> tuple[Head, Head]:
         """Both heads over the common ids; the student's is differentiable."""
@@ -60,6 +80,16 @@ def states(model: PreTrainedModel, layout: Layout, decoder: Callable[..., Any] |
     return hidden_states(model, decoder, **inputs).flatten(0, 1)[layout.predictors]
 
 
+@torch.no_grad()
+def observed(teacher: PreTrainedModel, layout: Layout, reads: Sequence[int]) -> tuple[Layout, Tensor]:
+    """The layout with what a head reads, and the teacher's states [N, d], in one pass."""
+    if not reads:
+        return layout, states(teacher, layout)
+    with states_entering(teacher, reads) as caught:
+        final = states(teacher, layout)
+    return replace(layout, read=torch.cat([caught[layer] for layer in reads], dim=-1)), final
+
+
 def can_pack(model: PreTrainedModel) -> bool:
     """Whether ``model`` takes an explicit mask between all tokens of a row."""
     kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
@@ -81,21 +111,30 @@ def per_token_loss(
 ) -> Tensor:
     """Loss [N] of the student at every scored token; gradients reach the student alone.
 
+    Of a head it is the mean over the steps j < J of its drafts, each weighted by decay^j.
     ``teacher_states`` [N, d] are the teacher's at the same positions; None for an objective that needs none.
     ``reference_loss`` [N] is what an objective that selects tokens subtracts first. Of an objective that looks at the
     teacher all tokens count, so that the sum of these losses weighs them alike.
     """
     student, teacher = pair.heads()
-    return chunked_loss(
-        objective,
-        (states(pair.student, layout, pair.decoder), student),
-        None if teacher_states is None else (teacher_states, teacher),
-        labels=columns_of(layout.labels, student),
-        sequence_ids=layout.sequence_ids,
-        reference_loss=reference_loss,
-        chunk_tokens=chunk_tokens or None,
-        equal_weights=objective.needs_teacher,
-    )
+    losses = [
+        chunked_loss(
+            objective,
+            (drafted, student),
+            None if teacher_states is None else (teacher_states, teacher),
+            labels=columns_of(layout.labels, student),
+            sequence_ids=layout.sequence_ids,
+            reference_loss=reference_loss,
+            chunk_tokens=chunk_tokens or None,
+            equal_weights=objective.needs_teacher,
+        )
+        for drafted in pair.drafted(layout, pair.unroll)
+    ]
+    if len(losses) == 1:
+        return losses[0]
+    weights = [pair.decay**step for step in range(len(losses))]
+    weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
+    return torch.stack(weighted).sum(0) / sum(weights)
 
 
 def columns_of(labels: Tensor, head: Head) -> Tensor:
@@ -114,25 +153,33 @@ class Overlaps:
     """[N] sum_v min(p, q) over the teacher's whole vocabulary."""
     agreement: Tensor
     """[N] 1 where the argmax is the same."""
+    drafted: Tensor
+    """[J, N] alpha of each step of a head's drafts, that of the first, ``alpha``, included; of a model [1, N]."""
 
 
 @torch.no_grad()
-def overlaps(pair: Pair, layout: Layout, teacher_states: Tensor | None = None) -> Overlaps:
+def overlaps(pair: Pair, layout: Layout, teacher_states: Tensor | None = None, *, n_steps: int = 1) -> Overlaps:
     """Both metrics, with what a trimmed head misses counted against the drafter.
 
-    ``teacher_states`` [N, d] are computed where they are not given.
+    ``teacher_states`` [N, d], and what a head reads, are computed where they are not given. ``n_steps`` of a head's
+    drafts are looked at.
     """
+    if teacher_states is None:
+        layout, teacher_states = observed(pair.teacher, layout, pair.reads)
     student = pair.heads()[0]
     whole = common_heads(head_of(pair.teacher), head_of(pair.teacher), pair.n_tokens)[1]
-    q_states = states(pair.student, layout)
-    p_states = states(pair.teacher, layout) if teacher_states is None else teacher_states
+    pair = replace(pair, decoder=None)
+    q_states = torch.stack(pair.drafted(layout, n_steps))
     rows = max(1, chunk_bytes(whole.weight.device) // (4 * whole.width))
     alphas, agreements = [], []
-    for q_part, p_part in zip(q_states.split(rows), p_states.split(rows), strict=True):
-        q, p = student(q_part).float(), whole(p_part).float()
+    for q_parts, p_part in zip(q_states.split(rows, dim=1), teacher_states.split(rows), strict=True):
+        p = whole(p_part).float()
         common = p if student.ids is None else p[:, student.ids]
-        common = common[:, : student.width]
-        alphas.append(overlap(q, common, p.logsumexp(-1)))
-        likeliest = q.argmax(-1) if student.ids is None else student.ids[q.argmax(-1)]
+        common, mass = common[:, : student.width], p.logsumexp(-1)
+        first = student(q_parts[0]).float()
+        later = [student(part).float() for part in q_parts[1:]]
+        alphas.append(torch.stack([overlap(q, common, mass) for q in (first, *later)]))
+        likeliest = first.argmax(-1) if student.ids is None else student.ids[first.argmax(-1)]
         agreements.append((likeliest == p.argmax(-1)).float())
-    return Overlaps(torch.cat(alphas), torch.cat(agreements))
+    drafted = torch.cat(alphas, dim=1)
+    return Overlaps(drafted[0], torch.cat(agreements), drafted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import cache, partial
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -58,9 +59,9 @@ def _train_all(configs: Sequence[TrainConfig], plugins: Plugins) -> None:
             require_same(config, materials.identity(config) | own)
         if materials.config.teacher.offload != "none":
             score_and_release(materials, unfinished, plugins)
-        validation = make_validation(materials)
+        validations = cache(partial(make_validation, materials, "validation"))
         for config in unfinished:
-            train(config, materials, validation, plugins)
+            train(config, materials, validations, plugins)
 
 
 def leave_complete(configs: Sequence[TrainConfig], plugins: Plugins = NONE) -> None:

@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.data import Prompt
 from specalign.errors import UserError
 from specalign.losses import LOSSES, Objective, hyper_parameters, objective
+from specalign.models.eagle import EagleHead
 from specalign.models.mask_token import Masks, masks_of
 from specalign.terminal import say
 from specalign.training import distributed, folder
 from specalign.training.checkpoints import Position, list_checkpoints, load_checkpoint, read_best, sweep
-from specalign.training.config import PLUGIN, UNTRAINED, ObjectiveConfig, StudentConfig, TrainConfig
-from specalign.training.materials import Materials
+from specalign.training.config import PLUGIN, UNTRAINED, ObjectiveConfig, TrainConfig
+from specalign.training.materials import HELD_APART, Materials
 from specalign.training.optimiser import adamw
 from specalign.training.plugins import NONE, Plugins, plugin_of, try_out
 from specalign.training.recipe import completed
 from specalign.training.reuse import TeacherStates
-from specalign.training.rollouts import Policy, needs_references, needs_responses
+from specalign.training.rollouts import FIRST, Policy, needs_references, needs_responses
 from specalign.training.scoring import Pair, can_pack
 from specalign.training.sharding import shard
+from specalign.training.student_config import StudentConfig
 from specalign.training.tracking import Trackers
 from specalign.training.validation import Validation, make_validation
 
 NUMBERS = (bool, int, float)
+Validations = Callable[[tuple[int, ...]], Validation]
+"""From the layers that a student reads to what its command validates on."""
 
 
 @dataclass
@@ -69,11 +75,12 @@ class Run:
 def start_run(
     config: TrainConfig,
     materials: Materials,
-    validation: Validation | None = None,
+    validations: Validations | None = None,
     plugins: Plugins = NONE,
 ) -> Run:
-    """Everything that the loop needs, at step 0. ``validation`` is laid out here where a caller has none to share."""
+    """Everything that the loop needs, at step 0. What it validates on is laid out here where a caller shares none."""
     config = completed(config)
+    validate = validations or partial(make_validation, materials, "validation")
     student = materials.student(config.student)
     if config.optimiser.gradient_checkpointing:
         if not student.supports_gradient_checkpointing:
@@ -85,9 +92,13 @@ def start_run(
         student,
         materials.teacher,
         materials.n_tokens,
-        materials.draft_vocabulary(config.student.draft_vocabulary),
+        vocabulary_of(student, config, materials),
         torch.compile(student.get_decoder(), dynamic=True) if config.optimiser.compile else None,
+        config.student.unroll,
+        config.student.decay,
     )
+    if pair.reads:
+        require_long_prompts(materials)
     trains = config.method not in UNTRAINED
     masks = masks_trained(config.student, student)
     prompts, policy = usable_data(config, materials) if trains else ([], Policy(config.rollout, 1, {}, {}))
@@ -100,7 +111,7 @@ def start_run(
         build_objective(config.objective, plugins),
         adamw(student, config.optimiser),
         torch.Generator().manual_seed(config.seed),
-        validation=replace(validation or make_validation(materials), gamma=config.logging.probe_gamma),
+        validation=replace(validate(pair.reads), gamma=config.logging.probe_gamma),
         reference=reference_of(config, materials, pair) if trains else None,
         packed=not masks and config.rollout.packed and can_pack(student) and can_pack(materials.teacher),
         masks=masks,
@@ -119,6 +130,23 @@ def masks_trained(config: StudentConfig, student: PreTrainedModel) -> Masks | No
             f"or eager), not {type(student).__name__}"
         )
     return masks_of(student.config)
+
+
+def vocabulary_of(student: PreTrainedModel, config: TrainConfig, materials: Materials) -> Tensor | None:
+    """[V'] the ids that the drafter's output has: those of the recipe, or a head's own; None: all."""
+    if isinstance(student, EagleHead):
+        return student.draft_ids if student.is_trimmed else None
+    return materials.draft_vocabulary(config.student.draft_vocabulary)
+
+
+def require_long_prompts(materials: Materials) -> None:
+    """Raise UserError where a prompt has one token: a head drafts after two."""
+    for split in HELD_APART:
+        short = [prompt.id for prompt in materials.prompts(split) if len(prompt.input_ids) < FIRST]
+        if short:
+            raise UserError(
+                f"{split} prompt {short[0]!r} has fewer than {FIRST} tokens: a head drafts after two"
+            )
 
 
 def reference_of(config: TrainConfig, materials: Materials, pair: Pair) -> Pair | None:

@@ -13,15 +13,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.config import cache_dir
+from specalign.errors import UserError
 from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
+from specalign.models.eagle import EagleHead, is_head, load_head
+from specalign.models.eagle_start import head_config, new_head, require_head_of
 from specalign.models.importance import layer_influence, most_influential
+from specalign.models.load import load_model
 from specalign.models.properties import Tower, tower_layers
 from specalign.models.slicing import choose_layers, slice_layers
 from specalign.progress import progress_bar
-from specalign.training.config import StudentConfig
+from specalign.training.config import TrainConfig
 from specalign.training.distributed import main_process_first
 from specalign.training.rollouts import Tokens, read_tensors, responses_key
+from specalign.training.student_config import StudentConfig
+from specalign.training.teacher import attention_of
 
 ALIGN_BATCH = 16
 """Sequences of one forward pass of the alignment."""
@@ -105,6 +111,41 @@ class Slicing:
             progress_bar("aligning the slice", n_passes(layers) * len(batches)) as bar,
         ):
             align_slice(student, self.teacher, layers, batches, tower=tower, ridge=ridge, progress=bar.advance)
+
+
+def head_start(
+    teacher: PreTrainedModel,
+    config: StudentConfig,
+    ids: Tensor | None,
+    *,
+    verifier: str,
+    n_draft: int,
+    seed: int,
+) -> EagleHead:
+    """The head that ``config`` asks for over ``ids`` [V'] of the vocabulary (None: all), in float32."""
+    shape = head_config(
+        teacher.config, config.reads, 0 if ids is None else len(ids), verifier=verifier, n_draft=n_draft
+    )
+    return new_head(teacher, shape, ids, seed).float()
+
+
+def existing_student(
+    config: TrainConfig, name: str, teacher: PreTrainedModel, device: torch.device, *, head: bool
+) -> PreTrainedModel:
+    """A model, or a head that reads ``teacher``, by name. Raises UserError where it is the other of these."""
+    if head != is_head(name):
+        wanted = "no head" if head else "a head, which drafts from a teacher's states"
+        raise UserError(f"model {name!r} is {wanted}; student.kind is {'head' if head else 'model'}")
+    if head:
+        found = load_head(name, device=device)
+        require_head_of(found, teacher, name)
+        return found
+    return load_model(
+        name,
+        device=device,
+        attn=attention_of(config, device),
+        trust_remote_code=config.teacher.trust_remote_code,
+    )
 
 
 def padded_batches(texts: Sequence[Text], device: torch.device) -> Iterator[tuple[Tensor, ...]]:

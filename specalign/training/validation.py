@@ -17,7 +17,7 @@ from specalign.models.mask_token import masks_of
 from specalign.training.materials import Materials
 from specalign.training.parallel import Scored, with_masks
 from specalign.training.rows import Layout, Row, lay_out
-from specalign.training.scoring import Pair, overlaps, states
+from specalign.training.scoring import Pair, observed, overlaps
 
 Measured = list[list[list[float]]]
 """A number for each position of each answer to each prompt."""
@@ -39,10 +39,12 @@ class Score:
     agreement: float
     """Share of positions with the same argmax: expected acceptance rate at temperature 0."""
     tau: float
-    """Expected tokens per target call, 1 + sum over draft positions of the product of alphas so far."""
+    """Expected tokens per target call, 1 + sum over draft positions of the product of alphas so far; of a head each
+    position's alpha is that of its own step."""
     n_positions: int
     by_place: tuple[float, ...] = ()
-    """Mean alpha of the first, second, ... token of a parallel draft; empty: all come from the same positions."""
+    """Mean alpha of the first, second, ... token of a parallel draft, or a head's; empty: all come from the same
+    positions."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class ProbeScore:
 
 @dataclass(frozen=True)
 class Validation:
-    """Held-out sequences with the teacher's hidden states, which are computed once."""
+    """Held-out sequences with the teacher's hidden states, which are computed once, and those that a head reads."""
 
     batches: tuple[tuple[Layout, Tensor], ...]
     n_answers: tuple[int, ...]
@@ -76,7 +78,7 @@ class Validation:
         alphas, agreements, drafts = self._measured(pair)
         flat = [value for prompt in alphas for answer in prompt for value in answer]
         whole = [draft for prompt in drafts for answer in prompt for draft in answer]
-        places = zip(*whole, strict=True) if masks_of(pair.student.config) else ()
+        places = zip(*whole, strict=True) if pair.reads or masks_of(pair.student.config) else ()
         return Score(
             alpha=sum(flat) / len(flat),
             alpha_se=clustered_se([list(chain(*prompt)) for prompt in alphas]),
@@ -104,7 +106,7 @@ class Validation:
     @torch.no_grad()
     def _measured(self, pair: Pair) -> tuple[Measured, Measured, list[list[Drafts]]]:
         """sum_v min(p, q), and 1 where the argmax is the same, and the alphas of each draft of gamma tokens that ends
-        with the answer at the latest: a window, or what masks draft there."""
+        with the answer at the latest: a window, what masks draft there, or the steps of a head."""
         was_training = pair.student.training
         pair.student.eval()
         alphas: list[list[float]] = []
@@ -118,14 +120,15 @@ class Validation:
                 if masks is None
                 else with_masks(layout, masks, [n_masks] * layout.n_tokens)
             )
-            found = overlaps(pair, scored.layout, scored.spread(teacher_states))
+            found = overlaps(pair, scored.layout, scored.spread(teacher_states), n_steps=self.gamma)
             alpha, agreement = scored.by_copy(found.alpha), scored.by_copy(found.agreement)
             for sequence in layout.sequence_ids.unique().tolist():
                 own = (layout.sequence_ids == sequence).nonzero().squeeze(-1).tolist()
                 alphas.append([alpha[n][0] for n in own])
                 agreements.append([agreement[n][0] for n in own])
                 copies = [alpha[n] for n in own if len(alpha[n]) > n_masks]
-                drafts.append(windows(alphas[-1], self.gamma) if masks is None else copies)
+                steps = found.drafted[:, own].tolist()
+                drafts.append(windows(steps, self.gamma) if masks is None else copies)
         pair.student.train(was_training)
         return self._by_prompt(alphas), self._by_prompt(agreements), self._by_prompt(drafts)
 
@@ -166,14 +169,22 @@ def held_out_rows(materials: Materials, split: Split) -> tuple[list[Prompt], lis
     return prompts, [row_of(materials, prompt, responses[prompt.id]) for prompt in prompts]
 
 
-def make_validation(materials: Materials, split: Split = "validation") -> Validation:
-    """Lay out the teacher's responses to the prompts of a split that is held out, and run the teacher over them."""
+def make_validation(
+    materials: Materials, split: Split = "validation", reads: tuple[int, ...] = ()
+) -> Validation:
+    """Lay out the teacher's responses to the prompts of a split that is held out, and run the teacher over them.
+
+    ``reads`` are the layers whose states a head reads.
+    """
     prompts, rows = held_out_rows(materials, split)
     batches = []
     for begin in range(0, len(rows), BATCH):
         group = rows[begin : begin + BATCH]
         layout = lay_out(group, packed=False, device=materials.device)
-        batches.append((layout, _states(materials, group, layout)))
+        if materials.config.teacher.reuse_states:
+            batches.append(materials.teacher_states.observed(group, layout, packed=False, reads=reads))
+        else:
+            batches.append(observed(materials.teacher, layout, reads))
     return Validation(
         tuple(batches),
         tuple(sum(bool(answer.tokens) for answer in row.scored) for row in rows),
@@ -183,20 +194,17 @@ def make_validation(materials: Materials, split: Split = "validation") -> Valida
     )
 
 
-@torch.no_grad()
-def _states(materials: Materials, rows: Sequence[Row], layout: Layout) -> Tensor:
-    """[N, d] the teacher's, kept where the recipe keeps those of fixed responses."""
-    if materials.config.teacher.reuse_states:
-        return materials.teacher_states.of(rows, packed=False)
-    return states(materials.teacher, layout)
-
-
-def windows(sequence: Sequence[float], gamma: int) -> Drafts:
+def windows(steps: Sequence[Sequence[float]], gamma: int) -> Drafts:
     """The whole windows of ``gamma`` values: what a drafter that reads its own tokens drafts from each position.
 
-    The values along the sequence stand for those along the accepted tokens; positions nearer to the end draft less.
+    ``steps[j][t]`` is alpha of the token that step j of a draft proposes at position t, given the text before it; the
+    last step that is given stands for later ones, a model's only one for all. The values along the sequence stand for
+    those along the accepted tokens; positions nearer to the end draft less.
     """
-    return [sequence[begin : begin + gamma] for begin in range(len(sequence) - gamma + 1)]
+    last = len(steps) - 1
+    return [
+        [steps[min(j, last)][begin + j] for j in range(gamma)] for begin in range(len(steps[0]) - gamma + 1)
+    ]
 
 
 def tau_of_drafts(drafts: Drafts) -> float:

@@ -37,7 +37,7 @@ def tiny_head(model: PreTrainedModel, reads: tuple[int, ...] = (1, 2, 3), *, who
     n_ids = model.config.get_text_config().vocab_size
     kept = n_ids if whole else min(n_ids, 30)
     ids = None if kept == n_ids else torch.arange(kept)
-    head = new_head(model, head_config(model, reads, kept), ids, seed=1)
+    head = new_head(model, head_config(model.config, reads, kept), ids, seed=1)
     with torch.no_grad():
         for name, parameter in head.named_parameters():
             if "norm" not in name and "embed" not in name and "lm_head" not in name:

@@ -25,7 +25,7 @@ READS = (0, 1, 3)
 
 def tiny_head(family: str = "llama", *, trimmed: bool = True, **changes: Any) -> EagleHead:
     target = make_model(family)
-    config = head_config(target, READS, len(IDS) if trimmed else 40, verifier="tiny", n_draft=3)
+    config = head_config(target.config, READS, len(IDS) if trimmed else 40, verifier="tiny", n_draft=3)
     for name, value in changes.items():
         setattr(config, name, value)
     head = new_head(target, config, IDS if trimmed else None, seed=1)
@@ -145,7 +145,7 @@ def test_states_entering_are_those_between_the_layers() -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2", "gemma3"])
 def test_a_head_starts_with_the_targets_embedding_norm_and_rows(family: str) -> None:
     target = make_model(family)
-    head = new_head(target, head_config(target, READS, len(IDS)), IDS)
+    head = new_head(target, head_config(target.config, READS, len(IDS)), IDS)
     ids = entries()[0]
     with states_entering(target, (3,)) as caught:
         final = hidden_states(target, input_ids=ids)
@@ -243,12 +243,12 @@ def test_what_is_no_readable_head_is_said(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layers", [(0, 1), (1, 0, 2), (0, 0, 1), (-1, 1, 2), (0, 1, 4)])
 def test_layers_that_a_target_lacks_are_refused(layers: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="3 layers that rise from 0 to 3"):
-        head_config(make_model("llama"), layers, 40)
+        head_config(make_model("llama").config, layers, 40)
 
 
 def test_an_encoder_decoder_target_is_refused() -> None:
     with pytest.raises(UserError, match="this one is an encoder-decoder"):
-        head_config(make_model("t5"), (0, 1, 2), 40)
+        head_config(make_model("t5").config, (0, 1, 2), 40)
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_default_layers(n_layers: int, layers: tuple[int, ...]) -> None:
 
 def test_the_same_seed_draws_the_same_head() -> None:
     target = make_model("llama")
-    config = head_config(target, READS, 40)
+    config = head_config(target.config, READS, 40)
     before = torch.get_rng_state()
     one, two, other = (new_head(target, config, seed=seed) for seed in (1, 1, 2))
     assert torch.equal(torch.get_rng_state(), before)

@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from specalign.training.config import TrainConfig
 from specalign.training.recipe import overlay, resolve
+from specalign.training.student_config import StudentConfig
 
 WORDS = [f"w{i}" for i in range(60)]
 
@@ -70,7 +71,8 @@ def tiny(
     monkeypatch.setenv("SPECALIGN_CACHE", str(tmp_path / "cache"))
 
     def make(method: str = "gkd", **changes: Any) -> TrainConfig:
-        base = resolve(TrainConfig(), None, method)
+        kind = changes.get("student", {}).get("kind")
+        base = resolve(TrainConfig(student=StudentConfig(kind=kind)), None, method)
         settings: dict[str, Any] = {
             "output": tmp_path / "run",
             "device": "cpu",

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from specalign.errors import UserError
 from specalign.models.heads import head_of
 from specalign.models.released import is_released
-from specalign.training import folder, loop, materials, offload, teacher
+from specalign.training import folder, loop, offload, starts, teacher
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.recipe import check, completed
@@ -108,7 +108,7 @@ def test_a_command_that_finds_all_on_disk_loads_no_teacher(
     first, second, third = (tiny("seqkd", output=tmp_path / name, **changes) for name in "abc")
     train_all([first])
     names: list[str] = []
-    load = materials.load_model
+    load = starts.load_model
 
     def named(name: str, **options: Any) -> Any:
         names.append(name)
@@ -117,11 +117,11 @@ def test_a_command_that_finds_all_on_disk_loads_no_teacher(
     scored: list[int] = []
     score = TeacherStates._score
 
-    def counted(self: TeacherStates, rows: Any, packed: bool) -> Any:
+    def counted(self: TeacherStates, rows: Any, *args: Any) -> Any:
         scored.append(len(rows))
-        return score(self, rows, packed)
+        return score(self, rows, *args)
 
-    for module in (materials, teacher):
+    for module in (starts, teacher):
         monkeypatch.setattr(module, "load_model", named)
     monkeypatch.setattr(TeacherStates, "_score", counted)
     train_all([second])

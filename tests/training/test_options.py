@@ -28,6 +28,7 @@ Tiny = Callable[..., TrainConfig]
 Tables = dict[str, Any]
 TESTS = Path(__file__).parents[1]
 
+HEAD: Tables = {"student": {"kind": "head", "start": "random"}}
 STEPS: dict[str, tuple[str, Tables, Any]] = {
     "teacher.dtype": ("distillspec", {}, "float64"),
     "teacher.reuse_states": ("distillspec", {"rollout": {"source": "teacher"}, "budget": {"steps": 9}}, True),
@@ -41,6 +42,9 @@ STEPS: dict[str, tuple[str, Tables, Any]] = {
     "student.parallel": ("seqkd", {}, 3),
     "student.parallel_keep": ("seqkd", {"student": {"parallel": 3, "parallel_floor": 0.0}}, 0.3),
     "student.parallel_floor": ("seqkd", {"student": {"parallel": 3, "parallel_keep": 0.1}}, 1.0),
+    "student.reads": ("seqkd", HEAD, (0, 1, 2)),
+    "student.unroll": ("seqkd", HEAD, 3),
+    "student.decay": ("seqkd", HEAD, 0.5),
     "data.document": ("seqkd", {}, "reference"),
     "data.reference": ("sft", {}, "document"),
     "data.prompt": ("seqkd", {}, "w5 {document}"),
@@ -53,6 +57,7 @@ STEPS: dict[str, tuple[str, Tables, Any]] = {
     "rollout.style": ("distillspec", {}, "branches"),
     "rollout.k_max": ("gkd", {}, 1),
     "rollout.branches": ("gkd", {}, 1),
+    "rollout.prompts": ("seqkd", {}, True),
     "rollout.trunk": ("gkd", {}, "ground_truth"),
     "rollout.temperature": ("gkd", {}, 0.0),
     "rollout.top_p": ("gkd", {}, 0.2),
@@ -110,6 +115,7 @@ ELSEWHERE = {
     "teacher.reuse_gib": "training/test_reuse.py::test_the_recipe_says_how_much_is_kept",
     "teacher.offload": "training/test_offload.py::test_the_memory_is_given_back",
     "teacher.reuse_on_disk": "training/test_reuse.py::test_states_on_disk_serve_a_later_command_bit_by_bit",
+    "student.kind": "training/test_heads.py::test_a_method_trains_a_head",
     "student.model": "training/test_ending.py::test_the_best_validated_weights_are_written",
     "data.source": "training/test_identity.py::test_a_change_is_refused",
     "data.n_test": "training/test_held_out.py::test_the_written_student_is_scored_on_each_test_prompt",

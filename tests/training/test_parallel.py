@@ -211,7 +211,7 @@ def test_first_positions_are_validated_as_a_sequential_drafters(tiny: Tiny) -> N
     config = tiny("aligned", **parallel())
     materials = load_materials(config)
     validation = replace(make_validation(materials), gamma=3)
-    run = start_run(config, materials, validation)
+    run = start_run(config, materials, lambda _reads: validation)
     plain = copy.deepcopy(run.pair.student)
     plain.config.pard_token = None
     ours, theirs = validation.score(run.pair), validation.score(replace(run.pair, student=plain))

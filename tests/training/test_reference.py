@@ -36,7 +36,7 @@ def test_a_step_trains_on_the_tokens_with_the_largest_reducible_loss(tiny: Tiny,
         sorted(rows, key=lambda row: len(row.trunk)), packed=run.packed, device=torch.device("cpu")
     )
     whole = setup.build_objective(configs.ObjectiveConfig({"forward_kl": 1.0}))
-    known = loop.teacher_states_of(run, rows, layout)
+    layout, known = loop.with_teacher(run, rows, layout)
     assert run.reference is not None
     with torch.no_grad():
         own, theirs = (per_token_loss(pair, layout, whole, known) for pair in (run.pair, run.reference))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,9 +13,9 @@ from safetensors.torch import load_file
 from specalign.training import checkpoints, folder, loop, optimiser, setup, starts
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
-from specalign.training.reuse import TeacherStates
+from specalign.training.reuse import Scored, TeacherStates
 from specalign.training.rows import Branch, Row, lay_out
-from specalign.training.scoring import states
+from specalign.training.scoring import observed, states
 from specalign.training.session import train_all
 
 Tiny = Callable[..., TrainConfig]
@@ -31,7 +32,28 @@ def test_states_are_those_of_the_layout(tiny: Tiny, packed: bool) -> None:
     kept = TeacherStates(teacher, ROOM)
     for _ in range(2):
         torch.testing.assert_close(kept.of(rows, packed=packed), expected, rtol=1e-10, atol=1e-10)
-    assert set(kept.kept) == set(FIXED)  # rollouts are never met again
+    assert {row for row, _ in kept.kept} == set(FIXED)  # rollouts are never met again
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_what_a_head_reads_is_kept_beside(tiny: Tiny, tmp_path: Path, on_disk: bool) -> None:
+    """Exactly what one pass over the rows together gives, and apart from what other students need."""
+    teacher, reads = load_materials(tiny()).teacher.double(), (0, 2, 4)
+    layout = lay_out(FIXED, packed=True)
+    expected, final = observed(teacher, layout, reads)
+    kept = TeacherStates(teacher, ROOM, tmp_path / "states" if on_disk else None)
+    for _ in range(2):
+        found, states_ = kept.observed(FIXED, layout, packed=True, reads=reads)
+        torch.testing.assert_close(states_, final, rtol=1e-10, atol=1e-10)
+        assert expected.read is not None
+        assert found.read is not None
+        assert found.read.shape == (3, 5, 3 * 16)
+        for ours, theirs, row in zip(found.read, expected.read, FIXED, strict=True):
+            torch.testing.assert_close(ours[: len(row.trunk) - 1], theirs[: len(row.trunk) - 1])
+    held = 8 * 16 * sum(row.n_tokens + 3 * (len(row.trunk) - 1) for row in FIXED)
+    assert kept.n_bytes == held
+    kept.of(FIXED, packed=True)
+    assert kept.n_bytes == held + 8 * 16 * sum(row.n_tokens for row in FIXED)
 
 
 def test_a_fixed_response_is_scored_once_and_alike_in_every_batch(
@@ -54,9 +76,9 @@ def test_on_a_gpu_the_unknown_rows_of_a_batch_share_a_pass(
     calls: list[int] = []
     score = TeacherStates._score
 
-    def counted(self: TeacherStates, rows: Sequence[Row], packed: bool) -> tuple[torch.Tensor, ...]:
+    def counted(self: TeacherStates, rows: Sequence[Row], *args: Any) -> list[Scored]:
         calls.append(len(rows))
-        return score(self, rows, packed)
+        return score(self, rows, *args)
 
     monkeypatch.setattr(TeacherStates, "_score", counted)
     found = kept.of([*FIXED, FIXED[0]], packed=True)
@@ -125,7 +147,7 @@ def test_losses_do_not_depend_on_what_is_kept(tiny: Tiny, tmp_path: Path, on_dis
         assert torch.equal(everything.of(FIXED, packed=True), expected)
         assert torch.equal(bounded.of(FIXED, packed=True), expected)
     assert not nothing.kept
-    assert set(bounded.kept) == set(FIXED[:2])
+    assert {row for row, _ in bounded.kept} == set(FIXED[:2])
     assert bounded.n_bytes == n_bytes
 
 

@@ -1,0 +1,211 @@
+"""Runs that train a head: what a recipe says, what is refused, and the folder that is left."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from specalign.errors import UserError
+from specalign.losses import LOSSES
+from specalign.models.eagle import EagleHead, load_head
+from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup
+from specalign.training.config import TrainConfig
+from specalign.training.materials import load_materials
+from specalign.training.plan import make_plan
+from specalign.training.session import train_all
+from specalign.training.validation import make_validation
+
+Tiny = Callable[..., TrainConfig]
+HEAD: dict[str, Any] = {"kind": "head", "start": "random"}
+
+
+def a_head(tiny: Tiny, method: str = "distillspec", **changes: Any) -> TrainConfig:
+    return tiny(method, **{**changes, "student": {**HEAD, **changes.get("student", {})}})
+
+
+@pytest.mark.parametrize("method", ["sft", "seqkd", "gkd", "distillspec", "contrastive"])
+def test_every_method_is_one_for_heads(tiny: Tiny, method: str) -> None:
+    """On responses by the teacher where it would have the student write, with its own objective."""
+    ours, its = (recipe.completed(config) for config in (a_head(tiny, method), tiny(method)))
+    recipe.check(ours)
+    assert ours.rollout.source == ("ground_truth" if method == "sft" else "teacher")
+    assert ours.objective == its.objective
+
+
+@pytest.mark.parametrize("method", ["sft", "distillspec"])
+def test_a_method_trains_a_head(tiny: Tiny, method: str) -> None:
+    config = a_head(tiny, method, student={"draft_vocabulary": 20}, budget={"steps": 2})
+    train_all([config])
+    lines = folder.read_log(config.output)
+    assert [line["kind"] for line in lines] == ["validation", "train", "train", "validation"]
+    assert all(line["tau"] > 0 for line in lines if line["kind"] == "validation")
+    made = load_head(str(config.output))
+    assert (made.config.reads, made.lm_head.out_features) == ((2, 3, 4), 20)
+    assert not (config.output / "draft_vocabulary").exists()
+
+
+def test_training_a_head_brings_it_nearer_to_its_teacher(tiny: Tiny) -> None:
+    config = a_head(tiny, budget={"steps": 60}, optimiser={"lr": 1e-2}, logging={"validate_every": 0})
+    train_all([config])
+    first, last = (line for line in folder.read_log(config.output) if line["kind"] == "validation")
+    assert last["alpha"] > first["alpha"] + 0.1
+    assert last["tau"] > first["tau"]
+
+
+def test_every_objective_trains_a_head(tiny: Tiny) -> None:
+    materials = load_materials(a_head(tiny))
+    shared = cache(partial(make_validation, materials, "validation"))
+    embedding = dict(materials.teacher.named_parameters())["model.embed_tokens.weight"]
+    for name in LOSSES:
+        run = setup.start_run(a_head(tiny, objective={"weights": {name: 1.0}}), materials, shared)
+        head = run.pair.student
+        assert isinstance(head, EagleHead)
+        before = head.fc.weight.clone()
+        assert loop.step(run).grad_norm > 0
+        assert not torch.equal(head.fc.weight, before)
+        assert torch.equal(head.embed_tokens.weight, embedding)
+
+
+def test_what_is_expected_of_a_head_is_what_decoding_finds(tiny: Tiny) -> None:
+    """The probe drafts with the engine; teacher-forced alpha of its steps must be near what it meets."""
+    config = a_head(
+        tiny, budget={"steps": 40}, optimiser={"lr": 1e-2}, logging={"probe_prompts": 4, "validate_every": 0}
+    )
+    train_all([config])
+    last = folder.read_log(config.output)[-1]
+    assert last["probe_alpha"] == pytest.approx(last["alpha"], abs=0.1 + 3 * last["probe_alpha_se"])
+
+
+def test_the_folder_names_the_teacher_and_the_draft_length(tiny: Tiny) -> None:
+    config = a_head(tiny, logging={"probe_gamma": 3}, data={"n_test": 2, "source": str(_one_file(tiny))})
+    train_all([config])
+    written = json.loads((config.output / "config.json").read_text())
+    assert written["speculators_config"]["verifier"]["name_or_path"] == config.teacher.model
+    assert written["speculators_config"]["proposal_methods"][0]["speculative_tokens"] == 3
+    held_out = [json.loads(line) for line in (config.output / "held_out.jsonl").read_text().splitlines()]
+    assert len(held_out) == 2
+    assert all(0 <= line["alpha"] <= 1 <= line["tau"] for line in held_out)
+
+
+def _one_file(tiny: Tiny) -> Path:
+    source = Path(tiny().data.source)
+    path = tiny().output.parent / "all.jsonl"
+    path.write_text("".join((source / f"{split}.jsonl").read_text() for split in ("train", "validation")))
+    return path
+
+
+def test_an_interrupted_run_repeats_the_uninterrupted_one(tiny: Tiny, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {"teacher": {"reuse_states": True}, "student": {"draft_vocabulary": 20}}
+    whole, parts = (a_head(tiny, output=tmp_path / name, **changes) for name in ("whole", "parts"))
+    train_all([whole])
+    run = setup.start_run(parts, load_materials(parts))
+    folder.claim(parts, {})
+    for _ in range(2):
+        loop.step(run)
+    state = optimiser.gathered_state(run.optimiser)
+    checkpoints.save_checkpoint(parts.output, run.pair.student, state, run.generator, run.position, keep=1)
+    train_all([parts])
+    ours, theirs = (load_file(config.output / "model.safetensors") for config in (parts, whole))
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    kept = load_file(next((parts.output / "checkpoints").glob("step-*")) / "model.safetensors")
+    assert "embed_tokens.weight" not in kept  # the teacher has it
+
+
+def test_kept_states_train_the_same_head(tiny: Tiny, tmp_path: Path) -> None:
+    plain, reusing = (
+        a_head(tiny, output=tmp_path / str(reuse), teacher={"reuse_states": reuse}) for reuse in (False, True)
+    )
+    train_all([plain])
+    train_all([reusing])
+    ours, theirs = (load_file(config.output / "model.safetensors") for config in (reusing, plain))
+    for name, weight in ours.items():
+        torch.testing.assert_close(weight, theirs[name], rtol=1e-4, atol=1e-5)
+
+
+def test_a_trained_head_is_trained_on(tiny: Tiny, tmp_path: Path) -> None:
+    first = a_head(tiny, output=tmp_path / "first", student={"draft_vocabulary": 20})
+    train_all([first])
+    second = a_head(tiny, output=tmp_path / "second", student={"model": str(first.output)})
+    train_all([second])
+    lines = [folder.read_log(config.output) for config in (first, second)]
+    assert lines[1][0]["alpha"] == pytest.approx(lines[0][-1]["alpha"])
+    one, two = (load_head(str(config.output)) for config in (first, second))
+    assert torch.equal(one.draft_ids, two.draft_ids)
+    assert not torch.equal(one.fc.weight, two.fc.weight)
+
+
+def test_a_comparison_mixes_kinds(tiny: Tiny, tmp_path: Path) -> None:
+    head = a_head(tiny, "seqkd", output=tmp_path / "head")
+    train_all([head, tiny("seqkd", output=tmp_path / "slice")])
+    found = [folder.read_log(tmp_path / name)[-1] for name in ("head", "slice")]
+    assert found[0]["n_positions"] == found[1]["n_positions"]
+
+
+def test_prompts_are_trained_on_where_asked_for(tiny: Tiny) -> None:
+    config = a_head(tiny, rollout={"prompts": True}, optimiser={"accumulation": 1})
+    run = setup.start_run(config, load_materials(config))
+    rows = run.policy.rows(run.prompts[:2], loop.writer(run), torch.Generator())
+    assert [row.n_prompt for row in rows] == [2, 2]
+    asked = recipe.overlay(config, {"rollout": {"prompts": False}}, None)
+    others = setup.start_run(asked, load_materials(asked)).policy.rows(
+        run.prompts[:2], loop.writer(run), torch.Generator()
+    )
+    assert [row.trunk for row in others] == [row.trunk for row in rows]
+    assert all(row.n_prompt > 2 for row in others)
+    prompts = loop.next_prompts(run.prompts, 0, 2, config.seed)
+    assert loop.step(run).n_tokens == sum(
+        len(prompt.input_ids) - 2 + len(run.policy.responses[prompt.id]) for prompt in prompts
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"rollout": {"source": "mixed"}}, "a head writes no responses of its own"),
+        ({"objective": {"reference": "x/y", "keep": 0.5}}, "selects a model's tokens; a head has none"),
+        (
+            {"optimiser": {"compile": True}},
+            "optimiser.compile and optimiser.gradient_checkpointing are for models",
+        ),
+        ({"optimiser": {"gradient_checkpointing": True}}, "are for models"),
+        ({"optimiser": {"sharded": "weights"}}, "choose optimiser.sharded = moments or none"),
+        ({"student": {"start": "slice"}}, "student.start is aligned or random"),
+        ({"student": {"kind": "slice"}}, "student.start = random is for student.kind = head"),
+        ({"student": {"kind": "slice", "start": "aligned", "reads": (0, 1, 2)}}, "student.reads is for"),
+        ({"student": {"kind": "slice", "start": "aligned", "model": "x/y"}}, "student.model names 'x/y'"),
+        ({"student": {"kind": "model", "start": "aligned"}}, "needs student.model"),
+        ({"student": {"reads": (0, 1)}}, "3 layers that rise from 0 to 4"),
+        ({"student": {"reads": (0, 1, 5)}}, "3 layers that rise from 0 to 4"),
+    ],
+)
+def test_what_a_head_cannot_do_is_one_line(tiny: Tiny, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        train_all([a_head(tiny, **changes)])
+
+
+def test_a_head_and_a_model_are_told_apart(tiny: Tiny, tmp_path: Path, teacher_folder: Path) -> None:
+    train_all([a_head(tiny, "untrained", output=tmp_path / "head")])
+    with pytest.raises(UserError, match="is a head, which drafts from a teacher's states"):
+        load_materials(tiny()).student(tiny(student={"model": str(tmp_path / "head")}).student)
+    with pytest.raises(UserError, match="is no head"):
+        train_all([a_head(tiny, student={"model": str(teacher_folder)})])
+
+
+def test_the_plan_counts_a_head_and_what_is_kept_for_it(tiny: Tiny) -> None:
+    config = recipe.completed(
+        a_head(tiny, teacher={"reuse_states": True}, data={"n_train": 10}, student={"draft_vocabulary": 20})
+    )
+    plan = make_plan(config)
+    made = load_materials(config).student(config.student)
+    assert plan.student_parameters == sum(parameter.numel() for parameter in made.parameters())
+    assert plan.gradients == 4 * sum(each.numel() for each in made.parameters() if each.requires_grad)
+    assert plan.optimiser == 2 * plan.gradients
+    assert plan.states == 10 * (6 + 3 * (16 + 6)) * 16 * 4
+    assert make_plan(recipe.completed(tiny("seqkd"))).states == 0
