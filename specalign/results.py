@@ -216,6 +216,8 @@ class ModelInfo:
     """Rows of its head as it is stored, padded ones included; 0: not recorded."""
     parallel: int = 0
     """Most tokens that it drafts in one call, from mask tokens (pard_token); 0: one token a call."""
+    reads: list[int] = field(default_factory=list)
+    """Layers of the target whose states it reads, for a head on them; empty: a model of its own."""
     __pydantic_config__ = _STRICT
 
 

@@ -17,6 +17,9 @@ from specalign.results import LOOKUP, BenchmarkResult, Interval, ModelInfo, Summ
 LOOKUP_NGRAM = 3
 """Longest n-gram of vLLM's prompt lookup: that of ours (`specalign.decoding.PromptLookup`)."""
 
+HEAD = "head"
+"""The kind of a drafter on the target's states, to vLLM an EAGLE-3 head."""
+
 Resolve = Callable[[str], str]
 """A model's name here -> what vLLM loads: a hub id or a folder."""
 
@@ -127,7 +130,7 @@ def _under_load(result: BenchmarkResult, wish: Wish) -> list[Choice]:
 
 
 def speculative_config(kind: str, gamma: int, source: str, *, parallel: bool = False) -> dict[str, Any]:
-    """vLLM's --speculative-config for a drafter of a kind ("lookup" or "model").
+    """vLLM's --speculative-config for a drafter of a kind ("lookup", "model" or :data:`HEAD`).
 
     ``parallel``: it drafts all tokens in one call, from the mask token that its config.json names (pard_token).
 
@@ -139,7 +142,8 @@ def speculative_config(kind: str, gamma: int, source: str, *, parallel: bool = F
         return {"method": "ngram", "num_speculative_tokens": gamma, **lookup}
     drafter = {"model": source, "draft_sample_method": "probabilistic"}
     at_once = {"parallel_drafting": True} if parallel else {}
-    return {"method": "draft_model", "num_speculative_tokens": gamma, **drafter, **at_once}
+    method = "eagle3" if kind == HEAD else "draft_model"
+    return {"method": method, "num_speculative_tokens": gamma, **drafter, **at_once}
 
 
 def serve_command(model: str, *, dtype: str, speculative: dict[str, Any] | None = None) -> str:
@@ -158,6 +162,8 @@ def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:
     if wish.concurrency and choice.use:
         lines.append("# A load test has no interval: measure again before you rely on a small gain.")
     info = next((info for info in result.drafters if info.name == choice.method), None)
+    if info is not None and info.reads:
+        return [*lines, *_of_run(result)]
     if info is not None and info.draft_vocabulary is not None:
         lines.append(
             f"# Measured with a head trimmed to {info.draft_vocabulary} rows; vLLM drafts with the full head, which "
@@ -170,11 +176,12 @@ def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:
     if info is not None and (info.draft_vocabulary is not None or _other_width(info, result.target)):
         words = ["specalign-train", "export", info.source, "--target", result.target.source, "--output"]
         lines.append("# " + shlex.join([*words, info.source.rstrip("/") + "-served"]))
-    if result.metrics_version != METRICS_VERSION:
-        lines.append(f"# {OUTDATED}")
-    if result.status != "complete":
-        lines.append(f"# The run is {result.status}, not complete.")
-    return lines
+    return [*lines, *_of_run(result)]
+
+
+def _of_run(result: BenchmarkResult) -> list[str]:
+    lines = [f"# {OUTDATED}"] if result.metrics_version != METRICS_VERSION else []
+    return lines + ([f"# The run is {result.status}, not complete."] if result.status != "complete" else [])
 
 
 def _other_width(info: ModelInfo, target: ModelInfo) -> bool:
@@ -182,6 +189,8 @@ def _other_width(info: ModelInfo, target: ModelInfo) -> bool:
 
 
 def _kind(result: BenchmarkResult, method: str) -> str:
+    if any(info.reads for info in result.drafters if info.name == method):
+        return HEAD
     return next((row.kind for row in result.rows if row.method == method), "model")
 
 

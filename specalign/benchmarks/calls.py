@@ -11,6 +11,7 @@ import torch
 
 from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.runtime import all_reads
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Drafter
 from specalign.decoding.clock import Clock
@@ -100,7 +101,7 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
     """
     gamma_max = max(config.decoding.gammas)
     n_new = gamma_max + 2
-    session = Session.start(suite.target, [prompt], n_new)
+    session = Session.start(suite.target, [prompt], n_new, reads=all_reads(suite.drafters))
     plain = _target_call(session, prompt, 1)
     a_models_draft: Job | None = None
     without_model = False

@@ -69,7 +69,7 @@ def _gammas(config: BenchConfig, method: str, drafter: Drafter | None) -> tuple[
         return (0,)
     if is_adaptive(drafter):
         return (max(config.decoding.gammas),)
-    alone = config.decoding.student_alone and drafter is not None and drafter.kind == "model"
+    alone = config.decoding.student_alone and drafter is not None and drafter.alone is not None
     return (*config.decoding.gammas, *((0,) if alone else ()))
 
 

@@ -140,7 +140,7 @@ class BenchConfig:
     json: bool = False
     """Print one line of JSON at the end instead of the table."""
     drafter: tuple[str, ...] = ()
-    """Drafters, each as NAME=PATH (a student folder, or any model name)."""
+    """Drafters, each as NAME=PATH (a student folder, any model name, or the folder of an EAGLE-3 head)."""
     include: tuple[str, ...] = (LOOKUP,)
     """Drafters that need no model: prompt_lookup (the latest copy of an n-gram) and suffix_lookup (the likeliest
     continuation of the longest match, as long as it is expected to pay)."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.runtime import all_reads
 from specalign.benchmarks.suite import Suite
-from specalign.decoding import Drafter, Stepper
+from specalign.decoding import Drafter
+from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session, decoder_sequences
 from specalign.metrics.sampled_tokens import Moments, token_moments, total
-from specalign.models.heads import head_of, hidden_states
+from specalign.models.eagle import EagleHead, states_entering
+from specalign.models.heads import Head, head_of, hidden_states
 from specalign.probes import ForcedProbe, Probe, SampledProbe
 from specalign.progress import progress_bar
 from specalign.records import GenerationRecord
@@ -76,7 +80,10 @@ class _Trajectory:
     def __init__(self, suite: Suite, prompt: Sequence[int], output: Sequence[int], sampling: Sampling) -> None:
         self.target, self.prompt, self.output, self.sampling = suite.target, prompt, output, sampling
         self.head = suite.target.head
-        self.hidden = _along(suite.target.model, prompt, output)
+        with states_entering(suite.target.model, all_reads(suite.drafters)) as states:
+            self.hidden = _along(suite.target.model, prompt, output)
+        self.states = {layer: each[0] for layer, each in states.items()}
+        """Of each layer that a drafter reads, [T - 1, h] of a text of T tokens."""
 
     def moments(self) -> Moments:
         """Of G(x) over the output's tokens x."""
@@ -92,15 +99,34 @@ class _Trajectory:
     def overlap(self, drafter: Drafter) -> list[float | None]:
         """sum_v min(p, q) before each token of the output."""
         if drafter.alone:
-            return self._model_overlap(drafter.alone)
+            model = drafter.alone.model
+            return self._overlap(
+                head_of(model, drafter.alone.head.ids), _along(model, self.prompt, self.output)
+            )
+        if drafter.reads:
+            return self._head_overlap(drafter)
         return self._drafted_overlap(drafter.with_costs(None))
 
-    def _model_overlap(self, drafter: Stepper) -> list[float | None]:
-        head = head_of(drafter.model, drafter.head.ids)
-        hidden = _along(drafter.model, self.prompt, self.output)
+    def _head_overlap(self, drafter: Drafter) -> list[float | None]:
+        """Of a head that reads the target's true states all along; it cannot draft after a single token."""
+        (head,) = drafting_models(drafter)
+        assert isinstance(head, EagleHead)
+        text = [*self.prompt, *self.output[:-1]]
+        ids = torch.tensor([text[1:]], device=head.device)
+        true = torch.cat([self.states[layer] for layer in drafter.reads], -1)[: len(text) - 1].to(head.dtype)
+        positions = torch.arange(len(text) - 1, device=head.device).unsqueeze(0)
+        output = head(ids, head.project(true.unsqueeze(0)), position_ids=positions, attention_mask=None)[0]
+        first = len(self.prompt) - 2
+        hidden = head.head_input(output[max(0, first) :])
+        shares = self._overlap(replace(head_of(head), ids=head.draft_ids), hidden, skipped=max(0, -first))
+        return [None] * max(0, -first) + shares
+
+    def _overlap(self, head: Head, hidden: Tensor, skipped: int = 0) -> list[float | None]:
+        """Of the tokens after the first ``skipped``; ``hidden`` [n - skipped, h] are what ``head`` drafts them from."""
         shares: list[float | None] = []
-        for start in range(0, len(self.output), POSITIONS):
-            p = probabilities(self.head(self.hidden[start : start + POSITIONS]), self.sampling)
+        ours = self.hidden[skipped:]
+        for start in range(0, len(ours), POSITIONS):
+            p = probabilities(self.head(ours[start : start + POSITIONS]), self.sampling)
             logits = head(hidden[start : start + POSITIONS])
             q = probabilities(logits if head.ids is not None else logits[:, : p.shape[-1]], self.sampling)
             same = p[:, head.ids] if head.ids is not None else p[:, : q.shape[-1]]

@@ -13,6 +13,8 @@ from specalign.data.turns import end_of_turn
 from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
 from specalign.models import preflight as models
+from specalign.models.eagle import EagleHead, check_head_weights, empty_head, is_head
+from specalign.models.head_fit import check_head_fits, check_verifier
 from specalign.models.load import BITS, check_weights, require_bitsandbytes, resolve_device, resolve_dtype
 from specalign.models.mask_token import masks_of
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
@@ -27,7 +29,7 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
         lambda: models.outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
     )
     drafters: dict[str, Outlined] = {
-        name: cache(partial(_drafter, name, path)) for name, path in named_drafters(config).items()
+        name: cache(partial(_drafter, name, path, target)) for name, path in named_drafters(config).items()
     }
     checks: list[Check] = [
         ("device", lambda: str(resolve_device(config.device))),
@@ -47,13 +49,16 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
         ("context", lambda: _target_context(config, target())),
     ]
     for name, drafter in drafters.items():
-        checks += _drafter_checks(config, name, drafter, target)
+        makes = _head_checks if is_head(named_drafters(config)[name]) else _drafter_checks
+        checks += makes(config, name, drafter, target)
     checks.append(("memory", lambda: _memory(config, target(), [load() for load in drafters.values()])))
     return examine([*checks, *(_data_checks(config, target) if data else [])])
 
 
-def _drafter(name: str, path: str) -> models.Outline:
+def _drafter(name: str, path: str, target: Outlined) -> models.Outline:
     try:
+        if is_head(path):  # it drafts the target's ids, by the target's tokenizer
+            return models.Outline(path, empty_head(path), target().tokenizer)
         return models.outline(path)
     except UserError as error:
         raise UserError(f"drafter {name!r}: {error}") from None
@@ -109,6 +114,28 @@ def _drafts(config: BenchConfig, drafter: models.Outline) -> str | Caution:
             f"{masks.most} tokens at most in one call, as it was trained: not decoding.gammas = {longest}"
         )
     return f"up to {masks.most} tokens in one call (mask token: id {masks.token})"
+
+
+def _head_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outlined) -> list[Check]:
+    """Of a head on the target's states: it drafts the target's own ids."""
+    path = named_drafters(config)[name]
+
+    def named(check: Callable[[EagleHead], str | Caution]) -> str | Caution:
+        head = drafter().model
+        assert isinstance(head, EagleHead)
+        try:
+            return check(head)
+        except UserError as error:
+            raise UserError(f"drafter {name!r}: {error}") from None
+
+    own: list[Check] = [(f"{name}: weights", lambda: named(lambda _head: check_head_weights(path)))]
+    return [
+        (name, lambda: models.describe(drafter())),
+        *(own if config.engine.name == "own" else []),
+        (f"{name}: fits the target", lambda: named(lambda head: check_head_fits(head, target().model))),
+        (f"{name}: trained for", lambda: named(lambda head: check_verifier(head, config.target.model))),
+        (f"{name}: context", lambda: _context(config, drafter())),
+    ]
 
 
 def _rule(config: BenchConfig) -> str:

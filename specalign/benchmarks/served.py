@@ -14,7 +14,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from specalign.analysis.deploy import speculative_config
+from specalign.analysis.deploy import HEAD, speculative_config
 from specalign.analysis.summary import divergent
 from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells
 from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
@@ -195,8 +195,8 @@ def _speculative(suite: Suite, config: BenchConfig, method: str, gamma: int) -> 
     drafter = suite.drafters[method]
     assert drafter, "the plain target has a server of its own"
     path = named_drafters(config).get(method, "")
-    source = resolve_model(path) if path else ""
-    return speculative_config(drafter.kind, gamma, source, parallel=drafts_at_once(drafter) > 1)
+    kind, source = HEAD if drafter.reads else drafter.kind, resolve_model(path) if path else ""
+    return speculative_config(kind, gamma, source, parallel=drafts_at_once(drafter) > 1)
 
 
 def _warm_up(suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,13 @@ from specalign.benchmarks.runtime import make_ready
 from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
 from specalign.data.turns import end_of_turn
-from specalign.decoding import WITHOUT_MODEL, Drafter, Stepper, drafter_of, make_stepper
+from specalign.decoding import WITHOUT_MODEL, Drafter, EagleDrafter, Stepper, drafter_of, make_stepper
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
 from specalign.files import file_sha256
+from specalign.models.eagle import EagleHead, empty_head, is_head, load_head
+from specalign.models.head_fit import require_head_fits
 from specalign.models.heads import head_of
 from specalign.models.load import (
     is_encoder_decoder,
@@ -78,17 +80,24 @@ def load_suite(config: BenchConfig) -> Suite:
         drafters |= {name: WITHOUT_MODEL[name] for name in config.include}
         infos = []
         for name, path in named.items():
-            model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
-            add_end(model, end)
-            vocabulary = load_draft_vocabulary(Path(resolve_model(path)))
-            drafters[name] = drafter_of(model, vocabulary)
-            infos.append(_drafter_info(name, path, model, vocabulary))
+            if is_head(path):
+                drafters[name], info = _head(name, path, load_head(path, dtype=dtype, device=device))
+            else:
+                model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
+                add_end(model, end)
+                vocabulary = load_draft_vocabulary(Path(resolve_model(path)))
+                drafters[name], info = (
+                    drafter_of(model, vocabulary),
+                    _drafter_info(name, path, model, vocabulary),
+                )
+            infos.append(info)
             bar.advance()
-    info = _model_info(TARGET, config.target.model, target)
+    target_info = _model_info(TARGET, config.target.model, target)
     for model in (target, *(model for drafter in drafters.values() for model in drafting_models(drafter))):
         require_decodable(model)  # said before anything is compiled
+        require_head_fits(model, target)
     stepper, drafters = make_ready(config.decoding, target, drafters, prompts, composed=bool(config.compose))
-    return Suite(stepper, tokenizer, drafters, prompts, info, infos)
+    return Suite(stepper, tokenizer, drafters, prompts, target_info, infos)
 
 
 def outline_suite(config: BenchConfig) -> Suite:
@@ -99,12 +108,15 @@ def outline_suite(config: BenchConfig) -> Suite:
     drafters |= {name: WITHOUT_MODEL[name] for name in config.include}
     infos = []
     for name, path in named_drafters(config).items():
-        model = outline(path).model
-        drafters[name] = drafter_of(model)
-        infos.append(_drafter_info(name, path, model, None))
-    info = _model_info(TARGET, config.target.model, target.model)
+        if is_head(path):
+            drafters[name], info = _head(name, path, empty_head(path))
+        else:
+            model = outline(path).model
+            drafters[name], info = drafter_of(model), _drafter_info(name, path, model, None)
+        infos.append(info)
+    target_info = _model_info(TARGET, config.target.model, target.model)
     prompts = load_prompts(config, target.tokenizer)
-    return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, info, infos)
+    return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, target_info, infos)
 
 
 def data_facts(suite: Suite) -> dict[str, Any]:
@@ -172,6 +184,13 @@ def _model_info(name: str, source: str, model: PreTrainedModel) -> ModelInfo:
         n_multiplied=model.num_parameters() - looked_up,
         n_rows=head_of(model).width,
     )
+
+
+def _head(name: str, path: str, head: EagleHead) -> tuple[Drafter, ModelInfo]:
+    """A head on the target's states, and what is known of it."""
+    vocabulary = head.draft_ids if head.is_trimmed else None
+    info = _drafter_info(name, path, head, vocabulary)
+    return EagleDrafter(head), replace(info, reads=list(head.config.reads))
 
 
 def _drafter_info(name: str, path: str, model: PreTrainedModel, vocabulary: torch.Tensor | None) -> ModelInfo:

@@ -232,26 +232,53 @@ def load_head(
 
     Raises UserError where its files are damaged, are not what its config says, or hold no numbers.
     """
-    source = resolve_model(name)
-    require_whole_files(name, local_folder(source))
-    try:
-        with quiet_loading():
-            config = EagleConfig.from_pretrained(source)
-            _require_readable(name, config)
-            loaded: Any = EagleHead.from_pretrained(
-                source,
-                config=config,
-                dtype=dtype,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-            )
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"cannot load head {name!r}: {' '.join(str(error).split())[:300]}") from None
-    head, report = loaded
-    require_fit(name, report)
+    require_whole_files(name, local_folder(resolve_model(name)))
+    head: Any = _read(name, dtype=dtype)
     require_finite(name, head)
     return head.to(torch.device(device)).eval()
+
+
+def empty_head(name: str) -> EagleHead:
+    """The head without weights, on the meta device: only its config is read. Raises UserError as loading it would."""
+    with _clear_errors(name), torch.device("meta"):
+        return EagleHead(_config(name))
+
+
+def check_head_weights(name: str) -> str:
+    """As :func:`specalign.models.load.check_weights`, of a head."""
+    n_files = require_whole_files(name, local_folder(resolve_model(name)))
+    _read(name, device_map="meta")
+    return f"{n_files} file{'s' if n_files > 1 else ''}, all keys and shapes as config.json says"
+
+
+def _read(name: str, **options: Any) -> EagleHead:
+    """Raises UserError where weights are missing, or are not of the shapes that the config says."""
+    with _clear_errors(name), quiet_loading():
+        loaded: Any = EagleHead.from_pretrained(
+            resolve_model(name),
+            config=_config(name),
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
+        )
+    head, report = loaded
+    require_fit(name, report)
+    return head
+
+
+def _config(name: str) -> EagleConfig:
+    config = EagleConfig.from_pretrained(resolve_model(name))
+    _require_readable(name, config)
+    return config
+
+
+@contextmanager
+def _clear_errors(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"cannot load head {name!r}: {' '.join(str(error).split())[:300]}") from None
 
 
 def _require_readable(name: str, config: EagleConfig) -> None:

@@ -142,6 +142,11 @@ def start(fake: Fake, port: int = 0) -> ThreadingHTTPServer:
     return server
 
 
+def _is_head(folder: str) -> bool:
+    config = json.loads((Path(folder) / "config.json").read_text())
+    return config.get("speculators_model_type") == "eagle3"
+
+
 def main(words: list[str]) -> None:
     """Serve until killed; a model whose name says so is not found."""
     options = dict(pairwise(words))
@@ -154,6 +159,9 @@ def main(words: list[str]) -> None:
     config = Path(speculative.get("model", "")) / "config.json"
     if speculative.get("parallel_drafting") and "pard_token" not in json.loads(config.read_text()):
         print("Traceback (most recent call last):\nValueError: parallel drafting needs `pard_token`")
+        sys.exit(1)
+    if "model" in speculative and _is_head(speculative["model"]) != (speculative["method"] == "eagle3"):
+        print(f"ValueError: {speculative['method']} does not fit {speculative['model']}")
         sys.exit(1)
     start(Fake(speculative.get("num_speculative_tokens", 0)), int(options["--port"]))
     threading.Event().wait()

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from specalign.analysis.recompute import untrue_figures
 from specalign.benchmarks import served
@@ -18,6 +19,7 @@ from specalign.errors import UserError
 from specalign.results import BenchmarkResult, SummaryRow
 from specalign.run_files import read_run
 from specalign.serving.environment import PYTHON_VARIABLE
+from tests.decoding.kinds import tiny_head
 from tests.serving.fake_vllm import Fake
 
 Serve = Callable[[Fake], str]
@@ -183,3 +185,19 @@ def test_a_server_that_does_not_start_says_why(
     config = parse_run(flags(other, tmp_path, "--engine-python", vllm_python("0.32.0")))
     with pytest.raises(UserError, match="vLLM did not start: OSError: missing is not a local folder"):
         run_served(config)
+
+
+def test_a_head_is_served_as_one(suite_flags: list[str], vllm_python: PythonOf, tmp_path: Path) -> None:
+    """The server refuses a head by any other method, and a model by a head's."""
+    small = suite_flags[suite_flags.index("--drafter") + 1].removeprefix("small=")
+    config = AutoConfig.from_pretrained(small, num_hidden_layers=2)
+    target = LlamaForCausalLM(config)
+    for name, model in (("target", target), ("head", tiny_head(target, (0, 1, 2)))):
+        model.save_pretrained(tmp_path / name)
+    AutoTokenizer.from_pretrained(small).save_pretrained(tmp_path / "target")
+    words = ["--target.model", str(tmp_path / "target"), "--engine-python", vllm_python("0.32.0")]
+    named = ["--drafter", f"head={tmp_path / 'head'}"]
+    result = run_served(parse_run(flags(suite_flags, tmp_path, *words, *named)))
+    assert (result.n_effective, result.n_failed) == (12, 0)
+    (info,) = (info for info in result.drafters if info.name == "head")
+    assert info.reads == [0, 1, 2]
