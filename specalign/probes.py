@@ -69,6 +69,7 @@ class ForcedProbe:
     temperature: float
     overlap: list[float | None]
     """sum_v min(p, q) before each output token; None where nothing would have been drafted."""
+    turn: int = 0
     kind: Literal["forced"] = "forced"
     __pydantic_config__ = _STRICT
 
@@ -91,6 +92,7 @@ class SampledProbe:
     """sum over tokens x of G(x)."""
     variance: float
     """sum over tokens of sum_v p(v) G(v)^2 - 1/4, the variance of G(x) for x drawn from p."""
+    turn: int = 0
     kind: Literal["sampled"] = "sampled"
     __pydantic_config__ = _STRICT
 

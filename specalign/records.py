@@ -114,6 +114,8 @@ class GenerationRecord:
     """Share of the processor's time that other processes took meanwhile, 0 to 1; None where that is not known."""
     begun_at: float | None = None
     """Seconds since 1970 when the call began."""
+    turn: int = 0
+    """0-based turn of a conversation; its prompt has what was decoded in the turns before."""
     call_s: float | None = None
     """Seconds of the call by a clock outside the engine; wall_s and what little lies around it."""
     schema_version: int = SCHEMA_VERSION
@@ -122,6 +124,10 @@ class GenerationRecord:
     __pydantic_config__ = _STRICT
 
 
-def record_key(record: GenerationRecord) -> tuple[str, str, float, int, int]:
+RecordKey = tuple[str, str, float, int, int, int]
+"""(prompt, method, temperature, gamma, repeat, turn)."""
+
+
+def record_key(record: GenerationRecord) -> RecordKey:
     """What identifies a generation in its run."""
-    return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat
+    return record.prompt_id, record.method, record.temperature, record.gamma, record.repeat, record.turn

@@ -26,7 +26,7 @@ class AtHand:
     """What of the run's inputs the reader has too."""
 
     decode: Decode | None = None
-    references: dict[str, str] | None = None
+    references: dict[tuple[str, int], str] | None = None
     """Prompt -> reference, of data whose hash is the run's."""
 
 
@@ -79,8 +79,8 @@ def _other_texts(run: RunFiles, at_hand: AtHand) -> list[str]:
         other = [record.order for record in good if at_hand.decode(record.token_ids) != record.text]
         found += [f"the texts of records {other[:5]} are not what their ids decode to"] if other else []
     if at_hand.references is not None:
-        references = at_hand.references
-        foreign = [record.order for record in good if references.get(record.prompt_id) != record.reference]
+        known = at_hand.references
+        foreign = [r.order for r in good if known.get((r.prompt_id, r.turn)) != r.reference]
         found += [f"the references of records {foreign[:5]} are not the data's"] if foreign else []
     return found
 

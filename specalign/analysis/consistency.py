@@ -11,10 +11,10 @@ from typing import Any
 
 from scipy.stats import mannwhitneyu
 
-from specalign.analysis.plan import What, by_server, generation_seed, shuffled
+from specalign.analysis.plan import What, by_server, generation_seed, in_turns, shuffled
 from specalign.probes import CopyProbe, ForcedProbe, ModelProbe, Probe, SampledProbe
 from specalign.provenance import references_sha256
-from specalign.records import GenerationRecord, record_key
+from specalign.records import GenerationRecord, RecordKey, record_key
 from specalign.results import ADAPTIVE, ALONE, TARGET, BenchmarkResult
 from specalign.run_files import RunFiles
 
@@ -46,7 +46,7 @@ def unlike_its_plan(run: RunFiles) -> list[str]:
     misplaced = [
         record
         for record in records
-        if not 0 <= record.order < len(plan) or plan[record.order][1] != _what(record)
+        if not 0 <= record.order < len(plan) or plan[record.order][1:] != (_what(record), record.turn)
     ]
     if misplaced:
         wrong.append(f"{_first(misplaced)}: the config's random order has another generation there")
@@ -54,7 +54,8 @@ def unlike_its_plan(run: RunFiles) -> list[str]:
         wrong += _unlike_its_data(result, records, ids)
     else:
         wrong.append("a prompt's place in the random order is taken by another prompt")
-    seeded = [r for r in records if r.seed != generation_seed(result.config["seed"], r.prompt_id, _what(r))]
+    seed = result.config["seed"]
+    seeded = [r for r in records if r.seed != generation_seed(seed, r.prompt_id, _what(r), r.turn)]
     if seeded:
         wrong.append(f"{_first(seeded)}: its seed is another generation's")
     return wrong
@@ -72,11 +73,14 @@ def _what(record: GenerationRecord) -> What:
 
 def _plan(
     result: BenchmarkResult, records: Sequence[GenerationRecord], n_prompts: int
-) -> list[tuple[int, What]]:
+) -> list[tuple[int, What, int]]:
     config, decoding = result.config, result.config["decoding"]
     gammas = _gammas(config, records)
     plan = shuffled(range(n_prompts), gammas, decoding["temperatures"], decoding["repeats"], config["seed"])
-    return by_server(plan, list(gammas)) if config.get("engine", {}).get("name", "own") != "own" else plan
+    if config.get("engine", {}).get("name", "own") != "own":
+        plan = by_server(plan, list(gammas))
+    n_turns = result.provenance.get("n_turns", [1] * n_prompts)
+    return in_turns(plan, lambda prompt: n_turns[prompt])
 
 
 def _gammas(config: Mapping[str, Any], records: Sequence[GenerationRecord]) -> dict[str, tuple[int, ...]]:
@@ -99,7 +103,9 @@ def _gammas(config: Mapping[str, Any], records: Sequence[GenerationRecord]) -> d
     return gammas
 
 
-def _prompt_ids(records: Iterable[GenerationRecord], plan: Sequence[tuple[int, What]]) -> dict[int, str] | None:
+def _prompt_ids(
+    records: Iterable[GenerationRecord], plan: Sequence[tuple[int, What, int]]
+) -> dict[int, str] | None:
     """Number of a prompt in the data -> its id, read off the random order; None where that has two answers."""
     found: dict[int, set[str]] = defaultdict(set)
     for record in records:
@@ -113,8 +119,11 @@ def _unlike_its_data(
 ) -> list[str]:
     """References that are not those whose hash was taken before the run."""
     recorded = result.provenance.get("references_sha256")
-    references = {record.prompt_id: record.reference for record in records}
-    same = recorded in (None, references_sha256((name, references[name]) for name in ids.values()))
+    references: dict[str, dict[int, str]] = defaultdict(dict)
+    for record in records:
+        references[record.prompt_id][record.turn] = record.reference
+    known = [(name, own[turn]) for name in ids.values() for own in [references[name]] for turn in sorted(own)]
+    same = recorded in (None, references_sha256(known))
     return [] if same else ["the references are not those that the run began with: another hash"]
 
 
@@ -127,12 +136,13 @@ def impossible_records(run: RunFiles) -> list[str]:
         ]
         if found:
             wrong.append(f"{_first([record for record, _ in found])}: {found[0][1]}")
-    facts: dict[str, set[tuple[object, ...]]] = defaultdict(set)
+    facts: dict[tuple[str, int], set[tuple[object, ...]]] = defaultdict(set)
     for record in run.records:
-        facts[record.prompt_id].add((record.category, record.reference, record.n_prompt_tokens))
+        n_tokens = 0 if record.turn else record.n_prompt_tokens  # later prompts have the method's own answers
+        facts[record.prompt_id, record.turn].add((record.category, record.reference, n_tokens))
     wrong += [
         f"prompt {name!r} has {len(found)} references, categories or lengths"
-        for name, found in facts.items()
+        for (name, _), found in facts.items()
         if len(found) > 1
     ]
     return wrong
@@ -243,18 +253,20 @@ def unlike_its_probes(run: RunFiles) -> list[str]:
     plain = [r for r in run.records if r.status == "ok" and r.method == TARGET and r.steps] if forced else []
     for method in drafting:
         other = [
-            r for r in plain if forced.get((method, r.prompt_id, r.repeat, r.temperature)) != len(r.token_ids)
+            r
+            for r in plain
+            if forced.get((method, r.prompt_id, r.repeat, r.temperature, r.turn)) != len(r.token_ids)
         ]
         wrong += [f"{_first(other)}: no probe 'forced' of {method} along this output"] if other else []
     return [*wrong, *_twice(run.probes), *_other_facts(run)]
 
 
-def _probe_key(probe: SampledProbe) -> tuple[str, str, float, int, int]:
-    return probe.prompt_id, probe.method, probe.temperature, probe.gamma, probe.repeat
+def _probe_key(probe: SampledProbe) -> RecordKey:
+    return probe.prompt_id, probe.method, probe.temperature, probe.gamma, probe.repeat, probe.turn
 
 
-def _forced_key(probe: ForcedProbe) -> tuple[str, str, int, float]:
-    return probe.method, probe.prompt_id, probe.repeat, probe.temperature
+def _forced_key(probe: ForcedProbe) -> tuple[str, str, int, float, int]:
+    return probe.method, probe.prompt_id, probe.repeat, probe.temperature, probe.turn
 
 
 def _twice(probes: Sequence[Probe]) -> list[str]:

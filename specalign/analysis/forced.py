@@ -49,21 +49,30 @@ def forced_lines(
 def like_positions(
     ours: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], probes: Sequence[Probe]
 ) -> list[tuple[float, float]]:
-    """(overlap in decoding, teacher-forced) wherever both speak of the same text: greedy outputs that are equal."""
+    """(overlap in decoding, teacher-forced) wherever both speak of the same text: greedy outputs that are equal.
+
+    Of a conversation the turns before the first one that is not.
+    """
     outputs = {
-        (record.prompt_id, record.repeat): record.token_ids for record in plain if record.temperature == 0
+        (record.prompt_id, record.repeat, record.turn): record.token_ids
+        for record in plain
+        if record.temperature == 0
     }
     forced = {
-        (probe.method, probe.prompt_id, probe.repeat): probe.overlap
+        (probe.method, probe.prompt_id, probe.repeat, probe.turn): probe.overlap
         for probe in probes
         if isinstance(probe, ForcedProbe) and probe.temperature == 0
     }
     pairs: list[tuple[float, float]] = []
-    for record in ours:
-        theirs = forced.get((record.method, record.prompt_id, record.repeat))
+    apart: set[tuple[str, int]] = set()
+    for record in sorted(ours, key=lambda record: record.turn):
+        conversation = record.prompt_id, record.repeat
+        theirs = forced.get((record.method, *conversation, record.turn))
         if record.steps is None or theirs is None or record.temperature:
             continue
-        if outputs.get((record.prompt_id, record.repeat)) != record.token_ids:
+        if outputs.get((*conversation, record.turn)) != record.token_ids:
+            apart.add(conversation)
+        if conversation in apart:
             continue
         place = 0
         for overlap, emitted in zip(record.steps.overlap, record.steps.n_emitted, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 P = TypeVar("P")
@@ -37,6 +37,12 @@ def by_server(plan: Sequence[tuple[P, What]], methods: Sequence[str]) -> list[tu
     return sorted(plan, key=lambda entry: (place[entry[1][0]], entry[1][2]))
 
 
-def generation_seed(seed: int, prompt_id: str, what: What) -> int:
+def in_turns(plan: Sequence[tuple[P, What]], n_turns: Callable[[P], int]) -> list[tuple[P, What, int]]:
+    """Each entry with its turns, 0 to the prompt's last one, one after the other."""
+    return [(prompt, what, turn) for prompt, what in plan for turn in range(n_turns(prompt))]
+
+
+def generation_seed(seed: int, prompt_id: str, what: What, turn: int = 0) -> int:
     """Of one generation: by what it is, not by its place."""
-    return random.Random(f"{seed}|{prompt_id}|{what}").getrandbits(62)
+    later = f"|{turn}" if turn else ""
+    return random.Random(f"{seed}|{prompt_id}|{what}{later}").getrandbits(62)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,7 +28,9 @@ class Speeds:
     """What the records say of each generation."""
 
     generations: dict[Group, dict[Key, tuple[float, float, int]]] = field(default_factory=dict)
-    """(seconds outside decoding, decode seconds, tokens); good ones only."""
+    """(seconds outside decoding, decode seconds, tokens), of all turns of a conversation; good ones only."""
+    n_turns: dict[Group, Counter[Key]] = field(default_factory=lambda: defaultdict(Counter))
+    """Turns that these are: conversations are compared where both have as many."""
     categories: dict[str, str] = field(default_factory=dict)
     """Prompt -> category."""
     failures: dict[Group, list[str]] = field(default_factory=dict)
@@ -44,12 +47,19 @@ class Speeds:
         if record.status == "failed":
             self.failures.setdefault(group, []).append(record.error)
             return
-        own = self.generations.setdefault(group, {})
         outside = max(0.0, record.wall_s - record.decode_s)
-        own[record.prompt_id, record.repeat] = outside, record.decode_s, len(record.token_ids)
+        key = record.prompt_id, record.repeat
+        self.count(group, key, outside, record.decode_s, len(record.token_ids))
         self.categories[record.prompt_id] = record.category
         if record.adaptive:
             self.adaptive.add(group)
+
+    def count(self, group: Group, key: Key, outside_s: float, decode_s: float, n_tokens: int) -> None:
+        """Add a turn's seconds and tokens to those of its conversation."""
+        own = self.generations.setdefault(group, {})
+        before = own.get(key, (0.0, 0.0, 0))
+        own[key] = before[0] + outside_s, before[1] + decode_s, before[2] + n_tokens
+        self.n_turns[group][key] += 1
 
     @property
     def drafted(self) -> list[Group]:
@@ -114,9 +124,14 @@ class Speeds:
         odd, even = (_estimate(self._times(group, own), self._times(plain, own), "common") for own in kept)
         return (sorted(shared), odd - even) if odd and even else None
 
-    def _shared(self, groups: Iterable[Group]) -> list[Key]:
+    def _shared(self, groups: Sequence[Group]) -> list[Key]:
         tables = [self.generations.get(group, {}) for group in groups]
-        return [key for key in tables[0] if all(key in table for table in tables[1:])]
+        turns = [self.n_turns[group] for group in groups]
+        return [
+            key
+            for key in tables[0]
+            if all(key in table for table in tables[1:]) and len({counts[key] for counts in turns}) == 1
+        ]
 
     def _times(self, group: Group, keys: Iterable[Key]) -> Times:
         total: dict[str, list[float]] = {}

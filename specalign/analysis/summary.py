@@ -77,11 +77,22 @@ def summarise(
 
 
 def divergent(records: Iterable[GenerationRecord]) -> list[tuple[GenerationRecord, GenerationRecord]]:
-    """(record, the plain target's record) of each lossless greedy generation whose tokens differ."""
+    """(record, the plain target's record) of each lossless greedy generation whose tokens differ.
+
+    Of a conversation only the first such turn: those after it have other prompts.
+    """
     good = [record for record in records if record.status == "ok" and record.temperature == 0]
-    plain = {(record.prompt_id, record.repeat): record for record in good if record.method == TARGET}
-    pairs = [(record, plain.get((record.prompt_id, record.repeat))) for record in good if record.lossless]
-    return [(ours, theirs) for ours, theirs in pairs if theirs and ours.token_ids != theirs.token_ids]
+    plain = {_cell(record): record for record in good if record.method == TARGET}
+    apart: dict[tuple[object, ...], tuple[GenerationRecord, GenerationRecord]] = {}
+    for ours in sorted(good, key=lambda record: record.turn):
+        theirs = plain.get(_cell(ours))
+        if ours.lossless and theirs and ours.token_ids != theirs.token_ids:
+            apart.setdefault((ours.method, ours.gamma, ours.prompt_id, ours.repeat), (ours, theirs))
+    return sorted(apart.values(), key=lambda pair: pair[0].order)
+
+
+def _cell(record: GenerationRecord) -> tuple[str, int, int]:
+    return record.prompt_id, record.repeat, record.turn
 
 
 def _row(group: Group, records: list[GenerationRecord], evidence: Evidence) -> SummaryRow:
@@ -209,10 +220,8 @@ def _acceptance(records: Sequence[GenerationRecord], gamma: int) -> dict[str, ob
 def _against_target(
     records: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], words: Alphabet
 ) -> dict[str, object]:
-    theirs = {(record.prompt_id, record.repeat): record for record in plain if record.status == "ok"}
-    pairs = [
-        (record, theirs[key]) for record in records if (key := (record.prompt_id, record.repeat)) in theirs
-    ]
+    theirs = {_cell(record): record for record in plain if record.status == "ok"}
+    pairs = [(record, theirs[_cell(record)]) for record in records if _cell(record) in theirs]
     if not pairs:
         return {}
     same = sum(ours.token_ids == other.token_ids for ours, other in pairs)

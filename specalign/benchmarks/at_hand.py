@@ -38,7 +38,7 @@ def _tokenizer(result: BenchmarkResult) -> Any:
     return None
 
 
-def _references(result: BenchmarkResult, folder: Path, tokenizer: Any) -> dict[str, str] | None:
+def _references(result: BenchmarkResult, folder: Path, tokenizer: Any) -> dict[tuple[str, int], str] | None:
     """Of the data that the config names, where they give the run's prompts: the same ids, and lengths unless cut."""
     from specalign.benchmarks.config import BenchConfig
     from specalign.benchmarks.suite import load_prompts
@@ -50,9 +50,17 @@ def _references(result: BenchmarkResult, folder: Path, tokenizer: Any) -> dict[s
     with suppress(UserError, OSError, ValueError):
         config = from_table(BenchConfig, {"data": result.config["data"]}, "the run's config")
         prompts = load_prompts(config, tokenizer)
-        asked = {record.prompt_id: record.n_prompt_tokens for record in read_records(folder / RECORDS_FILE)}
+        asked = {
+            record.prompt_id: record.n_prompt_tokens
+            for record in read_records(folder / RECORDS_FILE)
+            if not record.turn
+        }
         whole = [prompt for prompt in prompts if not prompt.n_truncated]
         same = all(asked.get(prompt.id) == len(prompt.input_ids) for prompt in whole)
         if whole and same and asked.keys() == {prompt.id for prompt in prompts}:
-            return {prompt.id: prompt.reference for prompt in prompts}
+            return {
+                (prompt.id, turn): reference
+                for prompt in prompts
+                for turn, reference in enumerate([prompt.reference, *(each.reference for each in prompt.later)])
+            }
     return None

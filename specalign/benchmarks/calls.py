@@ -11,6 +11,7 @@ import torch
 
 from specalign.benchmarks.bandwidth import copy_bytes_per_s
 from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.prompts import longest as longest_of
 from specalign.benchmarks.runtime import all_reads
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Drafter
@@ -82,9 +83,9 @@ def probe_prompts(suite: Suite, config: BenchConfig) -> list[list[int]]:
 
     The lengths in between are made by repeating the longest prompt. An encoder reads prompts of the run's lengths.
     """
-    lengths = [len(prompt.input_ids) for prompt in suite.prompts]
+    least = min(len(prompt.input_ids) for prompt in suite.prompts)
+    most = max(longest_of(prompt, config.decoding.max_new_tokens) for prompt in suite.prompts)
     longest = max((prompt.input_ids for prompt in suite.prompts), key=len)
-    least, most = min(lengths), max(lengths)
     if not suite.target.model.config.is_encoder_decoder:
         most += config.decoding.max_new_tokens
     free = rooms(suite.target.model, decoder_sequences(suite.target.model, [longest]))

@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from specalign.analysis.plan import generation_seed, shuffled
+from specalign.analysis.plan import generation_seed, in_turns, shuffled
 from specalign.analysis.summary import divergent
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import Suite
@@ -16,7 +16,7 @@ from specalign.data import Prompt
 from specalign.decoding import Drafter
 from specalign.decoding.divergence import classify_divergence
 from specalign.decoding.verification import LOSSY
-from specalign.records import GenerationRecord
+from specalign.records import GenerationRecord, RecordKey, record_key
 from specalign.results import ALONE, TARGET
 
 TIE_TOLERANCE = 1e-4
@@ -34,18 +34,19 @@ class Cell:
     gamma: int
     repeat: int
     seed: int
+    turn: int = 0
 
     @property
-    def key(self) -> tuple[str, str, float, int, int]:
+    def key(self) -> RecordKey:
         """What identifies it in the records."""
-        return self.prompt.id, self.method, self.temperature, self.gamma, self.repeat
+        return self.prompt.id, self.method, self.temperature, self.gamma, self.repeat, self.turn
 
 
 def cells(suite: Suite, config: BenchConfig) -> list[Cell]:
     """All generations, in one seeded random order over prompts, methods, temperatures, gammas and repeats.
 
-    Interleaving spreads a machine's drift evenly over the methods. A generation's seed depends on what it is,
-    not on its place.
+    Interleaving spreads a machine's drift evenly over the methods. The turns of a conversation follow each other. A
+    generation's seed depends on what it is, not on its place.
     """
     gammas = {method: _gammas(config, method, drafter) for method, drafter in suite.drafters.items()}
     return plan_cells(suite.prompts, gammas, config)
@@ -58,8 +59,8 @@ def plan_cells(
     decoding = config.decoding
     plan = shuffled(prompts, gammas, decoding.temperatures, decoding.repeats, config.seed)
     return [
-        Cell(order, prompt, *what, seed=generation_seed(config.seed, prompt.id, what))
-        for order, (prompt, what) in enumerate(plan)
+        Cell(order, prompt, *what, seed=generation_seed(config.seed, prompt.id, what, turn), turn=turn)
+        for order, (prompt, what, turn) in enumerate(in_turns(plan, lambda prompt: 1 + len(prompt.later)))
     ]
 
 
@@ -79,7 +80,7 @@ def is_adaptive(drafter: Drafter | None) -> bool:
 
 
 def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) -> GenerationRecord:
-    """The record of a generation with what came of it, by field."""
+    """The record of a generation with its prompt's length and what came of it, by field."""
     drafter = suite.drafters[cell.method]
     plain = drafter is None
     alone = cell.gamma == 0 and not plain
@@ -99,21 +100,21 @@ def new_record(suite: Suite, config: BenchConfig, cell: Cell, **outcome: Any) ->
         rule=rule,
         lossless=not alone and rule not in LOSSY,
         seed=cell.seed,
-        n_prompt_tokens=len(cell.prompt.input_ids),
-        reference=cell.prompt.reference,
+        reference=cell.prompt.later[cell.turn - 1].reference if cell.turn else cell.prompt.reference,
+        turn=cell.turn,
         **outcome,
     )
 
 
 def judge_divergences(
-    target: PreTrainedModel, prompts: Sequence[Prompt], records: Sequence[GenerationRecord]
+    target: PreTrainedModel, suite: Suite, records: Sequence[GenerationRecord]
 ) -> dict[int, str]:
     """By ``order`` of the record: why a greedy output left the plain target's, by the target's own logits."""
-    ids = {prompt.id: prompt.input_ids for prompt in prompts}
+    talks = suite.talks(records)
     return {
         ours.order: classify_divergence(
             target,
-            ids[ours.prompt_id],
+            talks.input_ids(record_key(ours)),
             ours.token_ids,
             theirs.token_ids,
             gamma=ours.gamma,

@@ -71,6 +71,9 @@ class DataConfig:
     """The user's message, with {document} in it, or a name (summarize, tldr, ...); empty: the source's own."""
     template: Literal["auto", "chat", "plain"] = "auto"
     """Wrap the message in the tokenizer's chat template; auto: where it has one."""
+    turns: Literal["all", "first", "last"] = "all"
+    """Which turns of a conversation are decoded: all, each after what was decoded before it; the first alone; or the
+    last alone, after the data's own answers."""
     template_arguments: NamedValues = field(default_factory=dict)
     """Given to the chat template, such as enable_thinking=false."""
     max_prompt_tokens: Tokens = 256

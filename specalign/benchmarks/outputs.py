@@ -21,7 +21,7 @@ from specalign.models.eagle import EagleHead, states_entering
 from specalign.models.heads import Head, head_of, hidden_states
 from specalign.probes import ForcedProbe, Probe, SampledProbe
 from specalign.progress import progress_bar
-from specalign.records import GenerationRecord
+from specalign.records import GenerationRecord, record_key
 from specalign.results import TARGET
 
 POSITIONS = 64
@@ -31,7 +31,7 @@ POSITIONS = 64
 @torch.inference_mode()
 def output_probes(suite: Suite, config: BenchConfig, records: Sequence[GenerationRecord]) -> list[Probe]:
     """Every drafter along each output of the plain target, and the target along each output that was sampled."""
-    prompts = {prompt.id: prompt.input_ids for prompt in suite.prompts}
+    talks = suite.talks(records)
     read = [
         record for record in records if record.status == "ok" and (record.method == TARGET or _sampled(record))
     ]
@@ -39,7 +39,7 @@ def output_probes(suite: Suite, config: BenchConfig, records: Sequence[Generatio
     with progress_bar("reading outputs", len(read)) as bar:
         for record in read:
             sampling = Sampling(record.temperature, config.decoding.top_k, config.decoding.top_p)
-            trajectory = _Trajectory(suite, prompts[record.prompt_id], record.token_ids, sampling)
+            trajectory = _Trajectory(suite, talks.input_ids(record_key(record)), record.token_ids, sampling)
             if record.method == TARGET:
                 found += _forced(suite, trajectory, record)
             if _sampled(record):
@@ -54,7 +54,14 @@ def _sampled(record: GenerationRecord) -> bool:
 
 def _forced(suite: Suite, trajectory: _Trajectory, record: GenerationRecord) -> list[Probe]:
     return [
-        ForcedProbe(method, record.prompt_id, record.repeat, record.temperature, trajectory.overlap(drafter))
+        ForcedProbe(
+            method,
+            record.prompt_id,
+            record.repeat,
+            record.temperature,
+            trajectory.overlap(drafter),
+            turn=record.turn,
+        )
         for method, drafter in suite.drafters.items()
         if drafter is not None and drafter.kind != "hybrid"
     ]
@@ -71,6 +78,7 @@ def _sampled_probe(trajectory: _Trajectory, record: GenerationRecord) -> Sampled
         len(record.token_ids),
         found.observed,
         found.variance,
+        turn=record.turn,
     )
 
 

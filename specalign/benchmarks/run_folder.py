@@ -18,7 +18,7 @@ from specalign.benchmarks.config import BenchConfig, check, named_drafters
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
 from specalign.chain import continued
-from specalign.config import as_table
+from specalign.config import as_table, flat
 from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
@@ -120,8 +120,8 @@ def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResu
             raise UserError(f"{folder} exists and holds no benchmark run; choose another --output")
         return None
     result = read_result(folder)
-    table, before_them = as_table(config), as_table(BenchConfig())
-    different = [key for key in IDENTITY if result.config.get(key, before_them.get(key)) != table.get(key)]
+    ours, theirs = flat(as_table(config)), flat(as_table(BenchConfig())) | flat(result.config)
+    different = [key for key in IDENTITY if _part(ours, key) != _part(theirs, key)]
     recorded = result.provenance.get("checkpoints", {})
     different += [f"the weights of {name}" for name, now in checkpoints.items() if recorded.get(name) != now]
     if different:
@@ -130,6 +130,11 @@ def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResu
             f"{folders.advice(folder, inputs(config))}"
         )
     return result
+
+
+def _part(table: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """What a flat table has of one field; what an older specalign did not write is the default."""
+    return {name: value for name, value in table.items() if name == key or name.startswith(f"{key}.")}
 
 
 def inputs(config: BenchConfig) -> dict[str, str]:

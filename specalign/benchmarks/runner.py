@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from specalign.benchmarks.calls import call_probes, fact_probes
 from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.outputs import output_probes
+from specalign.benchmarks.prompts import Talks
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, fingerprints, load_suite
 from specalign.chain import appending
@@ -56,7 +58,7 @@ def _begin(config: BenchConfig) -> Decoding:
         len(plan),
         stamp(str(suite.target.device)) | provenance,
         measure=lambda: _measure(suite, config, plan),
-        judge=lambda records: judge_divergences(suite.target.model, suite.prompts, records),
+        judge=lambda records: judge_divergences(suite.target.model, suite, records),
         facts=facts,
     )
 
@@ -69,7 +71,8 @@ def _measure(suite: Suite, config: BenchConfig, plan: list[Cell]) -> None:
 
 def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Path) -> None:
     """Make what is still missing, in the plan's order; time single calls in between, as the machine changes."""
-    done = {record_key(record) for record in read_records(path)}
+    made = list(read_records(path))
+    talks, done = suite.talks(made), {record_key(record) for record in made}
     missing = [cell for cell in plan if cell.key not in done]
     probings: dict[int, list[int]] = defaultdict(list)
     for number in range(PROBINGS):
@@ -85,7 +88,9 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
             for number in probings.get(cell.order, ()):
                 with _no_garbage_collection():
                     append_probes(config.output, call_probes(suite, config, number))
-            append(_generate_one(suite, config, cell))
+            record = _generate_one(suite, config, cell, talks)
+            append(record)
+            talks.add(record)
             bar.advance()
 
 
@@ -94,31 +99,36 @@ def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell]) -> None:
 
     Failures are left to the generations themselves, which record them.
     """
-    kinds = {(cell.method, cell.temperature, cell.gamma): cell for cell in missing}
+    kinds = {(cell.method, cell.temperature, cell.gamma): replace(cell, turn=0) for cell in missing}
     with progress_bar("warming up", len(kinds)) as bar:
         for cell in kinds.values():
             with suppress(*FAILURES):
-                _decode(suite, config, cell, max_new_tokens=min(WARMUP_TOKENS, config.decoding.max_new_tokens))
+                n_new = min(WARMUP_TOKENS, config.decoding.max_new_tokens)
+                _decode(suite, config, cell, cell.prompt.input_ids, max_new_tokens=n_new)
             bar.advance()
 
 
-def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRecord:
+def _generate_one(suite: Suite, config: BenchConfig, cell: Cell, talks: Talks) -> GenerationRecord:
     """A generation that fails becomes a record of its failure."""
-    load = BusyMeter()
+    load, input_ids = BusyMeter(), tuple[int, ...]()
     try:
+        input_ids = talks.input_ids(cell.key)
         with _no_garbage_collection():
             begun_at, begin = time.time(), time.perf_counter()
-            done = _decode(suite, config, cell, max_new_tokens=config.decoding.max_new_tokens)
+            done = _decode(suite, config, cell, input_ids, max_new_tokens=config.decoding.max_new_tokens)
             call_s = time.perf_counter() - begin
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
-        return new_record(suite, config, cell, status="failed", error=reason[:500])
+        return new_record(
+            suite, config, cell, n_prompt_tokens=len(input_ids), status="failed", error=reason[:500]
+        )
     busy = load.others()
     (ids,) = done.token_ids
     return new_record(
         suite,
         config,
         cell,
+        n_prompt_tokens=len(input_ids),
         status="ok",
         token_ids=ids,
         finish_reason=done.finish_reason[0],
@@ -133,14 +143,16 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell) -> GenerationRe
     )
 
 
-def _decode(suite: Suite, config: BenchConfig, cell: Cell, *, max_new_tokens: int) -> Generation:
+def _decode(
+    suite: Suite, config: BenchConfig, cell: Cell, input_ids: tuple[int, ...], *, max_new_tokens: int
+) -> Generation:
     stepper, drafter = suite.target, suite.drafters[cell.method]
     if drafter and drafter.alone and cell.gamma == 0:
         stepper, drafter = drafter.alone, None
     return generate(
         stepper,
         drafter,
-        cell.prompt.input_ids,
+        input_ids,
         gamma=cell.gamma,
         temperature=cell.temperature,
         top_k=config.decoding.top_k,

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.benchmarks.config import DecodingConfig
+from specalign.benchmarks.prompts import longest
 from specalign.data import Prompt
 from specalign.decoding import Drafter, HeadStepper, Shapes, Stepper, make_head_stepper, make_stepper
 from specalign.decoding.parallel import drafts_at_once
@@ -84,14 +85,14 @@ def make_ready(
     quantized = getattr(target, "quantization_method", None) is not None
     runtime = resolve_runtime(decoding.runtime, target, target.dtype, target.device, quantized=quantized)
     sizes = (1, *(gamma + 1 for gamma in decoding.gammas))
-    longest = max(len(prompt.input_ids) for prompt in prompts)
+    most = max(longest(prompt, decoding.max_new_tokens) for prompt in prompts)
     drafting = {
         name: drafter_sizes(drafter, decoding.gammas, composed=composed)
         for name, drafter in drafters.items()
         if drafter
     }
     largest = max(max(each) for each in (sizes, *drafting.values()))
-    capacity = rounded_up(longest + decoding.max_new_tokens + max(sizes) + largest + 2, CAPACITY_STEP)
+    capacity = rounded_up(most + decoding.max_new_tokens + max(sizes) + largest + 2, CAPACITY_STEP)
     with progress_bar(f"making models ready ({runtime})", _n_graphs(drafters, sizes, drafting)) as bar:
         head_shapes = Shapes((*DRAFTER_SIZES, *sizes), capacity)
 

@@ -18,6 +18,7 @@ from specalign.analysis.deploy import HEAD, speculative_config
 from specalign.analysis.summary import divergent
 from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells
 from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
+from specalign.benchmarks.prompts import Talks
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, outline_suite
 from specalign.chain import appending
@@ -154,12 +155,13 @@ def _judged(config: BenchConfig, suite: Suite, records: Sequence[GenerationRecor
     dtype = resolve_dtype(config.target.dtype, device)
     trusted = config.target.trust_remote_code
     target = load_model(config.target.model, dtype=dtype, device=device, trust_remote_code=trusted)
-    return judge_divergences(target, suite.prompts, records)
+    return judge_divergences(target, suite, records)
 
 
 def _measure(suite: Suite, config: BenchConfig, plan: list[Cell], engine: Engine) -> None:
     """Server by server; what an interrupted run has already is not made again."""
-    done = {record_key(record) for record in read_records(config.output / RECORDS_FILE)}
+    made = list(read_records(config.output / RECORDS_FILE))
+    talks, done = suite.talks(made), {record_key(record) for record in made}
     loads = [probe for probe in read_probes(config.output / PROBES_FILE) if isinstance(probe, LoadProbe)]
     loaded = {(probe.method, probe.gamma, probe.concurrency) for probe in loads}
     with progress_bar("decoding with vLLM", len(plan)) as bar:
@@ -172,7 +174,7 @@ def _measure(suite: Suite, config: BenchConfig, plan: list[Cell], engine: Engine
                 continue
             with _server(suite, config, engine, kind) as server:
                 _warm_up(suite, config, cells, server)
-                _generate_all(suite, config, missing, server, bar.advance)
+                _generate_all(suite, config, missing, server, talks, bar.advance)
                 _load_all(suite, config, cells, levels, server)
 
 
@@ -202,37 +204,44 @@ def _speculative(suite: Suite, config: BenchConfig, method: str, gamma: int) -> 
 def _warm_up(suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server) -> None:
     """A short unrecorded completion at each temperature."""
     for cell in {cell.temperature: cell for cell in cells}.values():
-        complete(server, dataclasses.replace(_request(suite, config, cell), max_new_tokens=WARMUP_TOKENS))
+        request = _request(suite, config, cell, cell.prompt.input_ids)
+        complete(server, dataclasses.replace(request, max_new_tokens=WARMUP_TOKENS))
 
 
 def _generate_all(
-    suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server, advance: Any
+    suite: Suite, config: BenchConfig, cells: Sequence[Cell], server: Server, talks: Talks, advance: Any
 ) -> None:
     counts = settled_counts(server)
     with appending(config.output) as append:
         for cell in cells:
-            record, counts = _generate_one(suite, config, cell, server, counts)
+            record, counts = _generate_one(suite, config, cell, server, talks, counts)
             append(record)
+            talks.add(record)
             advance()
 
 
 def _generate_one(
-    suite: Suite, config: BenchConfig, cell: Cell, server: Server, before: DraftCounts | None
+    suite: Suite, config: BenchConfig, cell: Cell, server: Server, talks: Talks, before: DraftCounts | None
 ) -> tuple[GenerationRecord, DraftCounts | None]:
     """The record, and the counters after it. A server that is gone raises UserError."""
-    begun_at, begin = time.time(), time.perf_counter()
+    input_ids = tuple[int, ...]()
     try:
-        answer = complete(server, _request(suite, config, cell))
+        input_ids = talks.input_ids(cell.key)
+        begun_at, begin = time.time(), time.perf_counter()
+        answer = complete(server, _request(suite, config, cell, input_ids))
         call_s = time.perf_counter() - begin
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         connect(server.url)
-        return new_record(suite, config, cell, status="failed", error=str(error)[:500]), settled_counts(server)
+        n = len(input_ids)
+        failed = new_record(suite, config, cell, n_prompt_tokens=n, status="failed", error=str(error)[:500])
+        return failed, settled_counts(server)
     after = settled_counts(server)
     counts = difference(after, before) if after and before else None
     record = new_record(
         suite,
         config,
         cell,
+        n_prompt_tokens=len(input_ids),
         status="ok",
         token_ids=answer.token_ids,
         finish_reason=answer.finish_reason,
@@ -253,16 +262,18 @@ def _load_all(
 ) -> None:
     first = config.decoding.temperatures[0]
     requests = [
-        _request(suite, config, cell) for cell in cells if cell.temperature == first and not cell.repeat
+        _request(suite, config, cell, cell.prompt.input_ids)
+        for cell in cells
+        if cell.temperature == first and not cell.repeat and not cell.turn
     ]
     for level in levels:
         probe = measure_load(server, requests, level, method=cells[0].method, gamma=cells[0].gamma)
         append_probes(config.output, [probe])
 
 
-def _request(suite: Suite, config: BenchConfig, cell: Cell) -> Request:
+def _request(suite: Suite, config: BenchConfig, cell: Cell, input_ids: Sequence[int]) -> Request:
     return Request(
-        cell.prompt.input_ids,
+        input_ids,
         config.decoding.max_new_tokens,
         cell.temperature,
         config.decoding.top_k,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from specalign.benchmarks.config import BenchConfig, named_drafters
-from specalign.benchmarks.prompts import columns, encoded
+from specalign.benchmarks.prompts import Talks, columns, encoded, turns, within
 from specalign.benchmarks.runtime import make_ready
 from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
-from specalign.data.turns import end_of_turn
+from specalign.data.turns import Turns, end_of_turn
 from specalign.decoding import WITHOUT_MODEL, Drafter, EagleDrafter, Stepper, drafter_of, make_stepper
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.probe import require_decodable
@@ -36,12 +37,16 @@ from specalign.models.load import (
 from specalign.models.mask_token import masks_of
 from specalign.models.preflight import outline
 from specalign.models.probe import fingerprint
-from specalign.models.properties import add_end, decoder_layers, n_parameters
+from specalign.models.properties import add_end, context_limit, decoder_layers, n_parameters
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import references_sha256, weights_sha256
+from specalign.records import GenerationRecord
 from specalign.results import TARGET, ModelInfo
 from specalign.terminal import say
+
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""What tokenizers call the tokens around thinking."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +60,12 @@ class Suite:
     prompts: list[Prompt]
     target_info: ModelInfo
     drafter_infos: list[ModelInfo]
+    writing: Turns
+    """How the prompts of later turns are written."""
+
+    def talks(self, records: Iterable[GenerationRecord] = ()) -> Talks:
+        """What finds the prompts of later turns, knowing these generations."""
+        return Talks(self.prompts, self.tokenizer, self.writing, records)
 
 
 def load_suite(config: BenchConfig) -> Suite:
@@ -96,8 +107,10 @@ def load_suite(config: BenchConfig) -> Suite:
     for model in (target, *(model for drafter in drafters.values() for model in drafting_models(drafter))):
         require_decodable(model)  # said before anything is compiled
         require_head_fits(model, target)
+    prompts = within(prompts, context_limit(target), config.decoding.max_new_tokens)
+    _tell_what_was_cut(prompts)
     stepper, drafters = make_ready(config.decoding, target, drafters, prompts, composed=bool(config.compose))
-    return Suite(stepper, tokenizer, drafters, prompts, target_info, infos)
+    return Suite(stepper, tokenizer, drafters, prompts, target_info, infos, _writing(config, tokenizer))
 
 
 def outline_suite(config: BenchConfig) -> Suite:
@@ -116,7 +129,26 @@ def outline_suite(config: BenchConfig) -> Suite:
         infos.append(info)
     target_info = _model_info(TARGET, config.target.model, target.model)
     prompts = load_prompts(config, target.tokenizer)
-    return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, target_info, infos)
+    prompts = within(prompts, context_limit(target.model), config.decoding.max_new_tokens)
+    _tell_what_was_cut(prompts)
+    writing = _writing(config, target.tokenizer)
+    return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, target_info, infos, writing)
+
+
+def _writing(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> Turns:
+    keep_end = is_encoder_decoder(config.target.model, trust_remote_code=config.target.trust_remote_code)
+    return turns(config.data, tokenizer, keep_end=keep_end)
+
+
+def _tell_what_was_cut(prompts: Sequence[Prompt]) -> None:
+    """Of conversations: documents that are cut are counted in the report."""
+    oldest, last = (sum(getattr(prompt, name) for prompt in prompts) for name in ("n_cut_turns", "n_left_out"))
+    if oldest or last:
+        tokens = sum(prompt.n_truncated for prompt in prompts if prompt.dialogue)
+        say(
+            f"specalign-bench: data.max_prompt_tokens, or the target's context, has no room for {oldest} oldest turns "
+            f"({tokens} tokens) and {last} last ones of {len(prompts)} prompts: they are left out"
+        )
 
 
 def data_facts(suite: Suite) -> dict[str, Any]:
@@ -126,9 +158,33 @@ def data_facts(suite: Suite) -> dict[str, Any]:
         "n_prompts": len(suite.prompts),
         "n_truncated_prompts": len(cut),
         "n_truncated_tokens": sum(cut),
-        "prompts_sha256": hashlib.sha256(repr(suite.prompts).encode()).hexdigest(),
-        "references_sha256": references_sha256((prompt.id, prompt.reference) for prompt in suite.prompts),
+        "n_cut_turns": sum(prompt.n_cut_turns for prompt in suite.prompts),
+        "n_left_out_turns": sum(prompt.n_left_out for prompt in suite.prompts),
+        "thinking": _thinking(suite),
+        "n_turns": [1 + len(prompt.later) for prompt in suite.prompts],
+        "prompts_sha256": hashlib.sha256(_all_prompts(suite.prompts).encode()).hexdigest(),
+        "references_sha256": references_sha256(
+            (prompt.id, reference)
+            for prompt in suite.prompts
+            for reference in (prompt.reference, *(later.reference for later in prompt.later))
+        ),
     }
+
+
+def _thinking(suite: Suite) -> dict[str, Any]:
+    """Ids of the tokens that begin and end thinking, and whether prompts open it; empty where there are none."""
+    known = suite.tokenizer.get_added_vocab()
+    for begin, end in THINKING:
+        if begin in known and end in known:
+            ids = suite.prompts[0].input_ids
+            last = next((id_ for id_ in reversed(ids) if id_ in (known[begin], known[end])), None)
+            return {"begin": known[begin], "end": known[end], "opened": last == known[begin]}
+    return {}
+
+
+def _all_prompts(prompts: Sequence[Prompt]) -> str:
+    later = [prompt.later for prompt in prompts if prompt.later]
+    return repr(prompts) + (repr(later) if later else "")
 
 
 def fingerprints(suite: Suite) -> dict[str, list[float]]:

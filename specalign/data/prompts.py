@@ -12,8 +12,9 @@ from transformers import PreTrainedTokenizerBase
 
 from specalign.data.bad_rows import BadRow, listed, require_usable
 from specalign.data.cutting import cut_before, token_starts
-from specalign.data.dialogue import Span, answer_ids, answered, fitted, with_earlier_spans
+from specalign.data.dialogue import Dialogue, Span, answer_ids, answered, fitted, with_earlier_spans
 from specalign.data.examples import Example, RowError, lone_surrogate, with_distinct_ids
+from specalign.data.in_turn import Later, in_turn
 from specalign.data.tokenised import require_ids
 from specalign.data.turns import Template, Turns, end_of_turn, saying, turns_of
 from specalign.errors import UserError
@@ -38,14 +39,21 @@ class Prompt:
     """Where ``input_ids`` have earlier answers that are trained on too."""
     n_cut_turns: int = field(default=0, repr=False)
     """Oldest turns of a conversation that were left out to fit."""
+    dialogue: Dialogue | None = field(default=None, repr=False)
+    """Of a conversation that is decoded turn by turn: the messages of ``input_ids``."""
+    later: tuple[Later, ...] = field(default=(), repr=False)
+    """Its later turns."""
+    n_left_out: int = field(default=0, repr=False)
+    """Turns at its end that were left out to fit."""
 
 
 @dataclass(frozen=True)
 class Conversing:
     """What is done with conversations, and with chat templates."""
 
-    turns: Literal["last", "all"] = "last"
-    """Answers that are trained on."""
+    turns: Literal["last", "all", "in_turn", "first"] = "last"
+    """last: the prompt is all that stands before the last answer; all: its earlier answers are trained on too;
+    in_turn: each answer has a prompt, with what was decoded before it; first: the first of these alone."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of the chat template."""
     skip_bad_rows: bool = False
@@ -90,7 +98,7 @@ def encode_prompts(
     for example in with_distinct_ids(examples):
         encode: Callable[[], Prompt] = partial(_encode, example, turns, end, prompt, max_prompt_tokens)
         if example.messages:
-            encode = partial(_converse, example, turns, end, conversing.turns == "all", max_prompt_tokens)
+            encode = partial(_converse, example, turns, end, conversing.turns, max_prompt_tokens)
         elif example.input_ids:
             encode = partial(_given, example, len(tokenizer), max_prompt_tokens)
         try:
@@ -103,18 +111,20 @@ def encode_prompts(
     return written
 
 
-def _converse(example: Example, turns: Turns, end: int | None, every: bool, limit: int) -> Prompt:
-    """A conversation up to its last answer. Raises RowError."""
+def _converse(example: Example, turns: Turns, end: int | None, which: str, limit: int) -> Prompt:
+    """A conversation up to its last answer, or up to its first one with what follows. Raises RowError."""
+    if which in ("in_turn", "first"):
+        return _in_turn(example, turns, limit, first_alone=which == "first")
     history, answer = answered(example)
     found = fitted(history, turns, limit)
     ids, spans = found.input_ids, list[Span]()
-    if every:
+    if which == "all":
         ids, spans = with_earlier_spans(found.dialogue, ids, turns, end)
     return Prompt(
         example.id,
         tuple(ids),
         tuple(answer_ids(found.dialogue, answer, turns, end)) if answer else (),
-        example.reference,
+        answer["content"] if answer else "",
         example.category,
         found.n_cut_tokens,
         tuple(spans),
@@ -126,6 +136,22 @@ def _given(example: Example, n_ids: int, limit: int) -> Prompt:
     """Token ids as they are. Raises RowError."""
     require_ids(example, n_ids, limit)
     return Prompt(example.id, example.input_ids, example.reference_ids, example.reference, example.category)
+
+
+def _in_turn(example: Example, turns: Turns, limit: int, *, first_alone: bool) -> Prompt:
+    found = in_turn(example, turns, limit)
+    return Prompt(
+        example.id,
+        tuple(found.first.input_ids),
+        tuple(turns.text_ids(found.reference)),
+        found.reference,
+        example.category,
+        found.first.n_cut_tokens,
+        n_cut_turns=found.first.n_cut_turns,
+        dialogue=found.first.dialogue,
+        later=() if first_alone else found.later,
+        n_left_out=0 if first_alone else found.n_left_out,
+    )
 
 
 def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit: int) -> Prompt:

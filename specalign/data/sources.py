@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from specalign.data.bad_rows import BadRow, listed, require_usable
-from specalign.data.conversations import conversation_column, example_from_conversation
+from specalign.data.conversations import conversation_column, example_from_conversation, with_answers
 from specalign.data.docstrings import docstring_examples
 from specalign.data.examples import (
     SOURCES_OWN,
@@ -96,7 +96,7 @@ def load_examples(
 
     Empty names in ``columns`` are the source's own ones ("document" and "reference" in local files).
     A row without a document whose messages, conversations, prompt or turns are a list is a conversation.
-    ``builtin:docstrings`` and ``builtin:functions`` · ``spec_bench:PATH`` (a test set: all categories, first turns;
+    ``builtin:docstrings`` and ``builtin:functions`` · ``spec_bench:PATH`` (a test set: all categories, all turns;
     ``columns`` do not apply) · a local file (see :mod:`specalign.data.files`), which is cut into splits by content
     unless all of it is asked for (see :mod:`specalign.data.splits`), or a folder with files named after the splits ·
     ``cnn_dailymail``, ``xsum``, ``gsm8k``, ``wmt``, or any hub data set as ``owner/name`` or
@@ -244,18 +244,18 @@ def _spec_bench_rows(name: str, split: Split) -> Rows:
 
 
 def _spec_bench_example(row: Mapping[str, Any], default_id: str) -> Example:
-    """Spec-Bench's question.jsonl: the first turn is the document; a second one depends on the answer."""
+    """Spec-Bench's question.jsonl: a row's turns, and the references that it has for some of them."""
     turns, references = row.get("turns"), row.get("reference") or [""]
     if not isinstance(turns, list) or not turns:
         raise RowError("no 'turns'; is this Spec-Bench's question.jsonl?")
-    reference = references[0]
-    if isinstance(reference, list):  # the rag rows list the parts of one answer
-        reference = ", ".join(map(str, reference))
+    # the rag rows list the parts of one answer
+    answers = [", ".join(map(str, each)) if isinstance(each, list) else each for each in references]
     category = row.get("category")
     if category in MULTI_TURN:
         category = "multi_turn_conversation"
-    fields = {"document": turns[0], "reference": reference, "category": category}
-    return example_from_row(fields, USUAL, str(row.get("question_id", default_id)))
+    fields = {"document": turns[0], "reference": answers[0], "category": category}
+    first = example_from_row(fields, USUAL, str(row.get("question_id", default_id)))
+    return replace(first, messages=with_answers(turns, answers)) if len(turns) > 1 else first
 
 
 def hub_set(source: str) -> HubSet:

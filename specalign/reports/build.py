@@ -7,6 +7,7 @@ from pathlib import Path
 
 from specalign import folders
 from specalign.analysis.partial import result_so_far
+from specalign.analysis.parts import read_parts
 from specalign.analysis.speeds import read_speeds
 from specalign.errors import UserError
 from specalign.files import write_text
@@ -40,7 +41,7 @@ def build_report(run: Path, result: BenchmarkResult | None = None) -> Path:
         drawings[name] = inline_svg(figure, name)
         save_png(figure, run / f"{name}.png")
         pictures.append(Picture(name, caption))
-    report = document(result, speeds, pictures)
+    report = document(result, speeds, pictures, read_parts(run, result))
     write_text(run / PAGE_FILE, html_page(report, drawings))
     write_text(run / REPORT_FILE, markdown(report))
     return run / REPORT_FILE

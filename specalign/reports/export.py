@@ -13,6 +13,7 @@ import matplotlib as mpl
 import pandas as pd
 
 from specalign.analysis.partial import result_so_far
+from specalign.analysis.parts import read_parts
 from specalign.analysis.speeds import read_speeds
 from specalign.files import atomic_path, write_text
 from specalign.reports.content import Section, Table
@@ -98,7 +99,8 @@ def latex(table: NamedTable) -> str:
 
 def report_tables(run: Path) -> list[NamedTable]:
     """Every table of the report in its order, called after the headings above it."""
-    report = document(result_so_far(run), read_speeds(run), ())
+    result = result_so_far(run)
+    report = document(result, read_speeds(run), (), read_parts(run, result))
     found: list[NamedTable] = []
     seen: Counter[str] = Counter()
     for title, table in (each for section in report.sections for each in _tables(section, section.title)):

@@ -10,10 +10,12 @@ from pathlib import Path
 from specalign.analysis.decision import standing
 from specalign.analysis.families import Family, between_rows
 from specalign.analysis.pairs import HEADER, cells, pairs_at, told
+from specalign.analysis.parts import NO_PARTS, Parts
 from specalign.analysis.renew import OUTDATED
 from specalign.analysis.speeds import Speeds, group_of
 from specalign.metrics import METRICS_VERSION
 from specalign.reports.content import Block, Code, Document, Paragraph, Picture, Section, Table
+from specalign.reports.parts import parts
 from specalign.reports.recommendation import processor, recommendation, setting
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.served import engine, load
@@ -43,7 +45,9 @@ MOST_PAIRS = 30
 """Pairs of a temperature that are listed."""
 
 
-def document(result: BenchmarkResult, speeds: Speeds, pictures: Sequence[Picture]) -> Document:
+def document(
+    result: BenchmarkResult, speeds: Speeds, pictures: Sequence[Picture], found: Parts = NO_PARTS
+) -> Document:
     """The whole report."""
     pairs = between_rows(speeds)
     opening: list[Block] = [
@@ -58,6 +62,7 @@ def document(result: BenchmarkResult, speeds: Speeds, pictures: Sequence[Picture
         load(result),
         _pictures(pictures),
         _categories(result, speeds),
+        *parts(found),
         _negative(result),
         _missing(result, speeds),
         _verdict(result),

@@ -43,6 +43,12 @@ def prompts(config: BenchConfig) -> object:
         return str(error)
 
 
+def turns(config: BenchConfig) -> object:
+    """The turns of a run's prompts."""
+    found = suite.load_prompts(config, load_tokenizer(config.target.model))
+    return [(prompt.input_ids, prompt.later) for prompt in found]
+
+
 def loaded(config: BenchConfig) -> object:
     """The methods of a run, and the models behind them as they will step."""
     found = with_costs(suite.load_suite(config), config)
@@ -82,7 +88,7 @@ def decoded(config: BenchConfig) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_no_garbage_collection", nullcontext)  # its collections take ten times as long
         for cell in cells(run, config):
-            record = runner._generate_one(run, config, cell)
+            record = runner._generate_one(run, config, cell, run.talks())
             assert record.steps, record.error
             found.append((record.token_ids, record.steps.n_drafted, record.steps.n_accepted))
     return sorted(found)
@@ -151,6 +157,7 @@ EFFECTS: dict[str, tuple[Callable[[BenchConfig], object], Options, Any]] = {
     "data.messages": (prompts, {"data.prompt": "{document}"}, "talk"),
     "data.template_arguments": (prompts, {"target.model": "<root>/chatty"}, {"extra": "w8"}),
     "data.skip_bad_rows": (prompts, {"data.source": "<root>/bad.jsonl"}, True),
+    "data.turns": (turns, {"data.prompt": "{document}", "data.messages": "talks"}, "first"),
     "data.category": (prompts, {}, "b"),
     "data.prompt": (prompts, {}, "w5 {document}"),
     "data.template": (prompts, {"target.model": "<root>/chatty"}, "plain"),
@@ -226,6 +233,7 @@ def root(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "title": WORDS[i + 1],
             "category": "ab"[i % 2],
             "talk": [{"role": "user", "content": WORDS[i]}],
+            "talks": [{"role": "user", "content": word} for word in WORDS[i : i + 2]],
         }
         for i in range(20)
     ]

@@ -160,10 +160,10 @@ def test_a_failed_generation_is_counted_and_enters_no_mean(
 ) -> None:
     real = runner._decode
 
-    def fail_on_one_prompt(suite: Any, config: Any, cell: Any, **options: Any) -> Any:
+    def fail_on_one_prompt(suite: Any, config: Any, cell: Any, *ids: Any, **options: Any) -> Any:
         if cell.prompt.id == "2" and cell.method == "copy":
             raise RuntimeError("out of memory")
-        return real(suite, config, cell, **options)
+        return real(suite, config, cell, *ids, **options)
 
     monkeypatch.setattr(runner, "_decode", fail_on_one_prompt)
     measure(bench(drafters=("copy",)))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from specalign.data import Columns, Conversing, Example, Prompt, encode_prompts, load_examples
 from specalign.data.dialogue import KEPT
 from specalign.errors import UserError
+from specalign.models.load import load_tokenizer
 from tests.data.chat_templates import GEMMA3, QWEN3, QWEN25, SMOLLM2, SPECIAL, tokenizer_of
 
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=["Cs"]), min_size=1, max_size=12).map(
@@ -303,3 +304,26 @@ def test_documents_prompts_are_not_for_conversations_nor_all_turns_for_encoders(
         encode([example(ASKED)], tokenizer, keep_end=True)
     with pytest.raises(UserError, match="1 of its questions have no answer"):
         encode([example([ASKED[0], {"role": "assistant"}, *ASKED])], tokenizer)
+
+
+@pytest.mark.slow
+def test_the_real_smollm2_is_trained_on_answers_alone() -> None:
+    tokenizer = load_tokenizer("builtin:smollm2")
+    said = [
+        "A bear hides in the forest.",
+        "\nThe cavern opens onto the sunlit plaza.  ",
+        "Café, naïve: 1 + 1 = 2",
+    ]
+    turns = [(f"Question {n}?", answer) for n, answer in enumerate(said)]
+    messages = [
+        {"role": role, "content": text}
+        for turn in turns
+        for role, text in zip(("user", "assistant"), turn, strict=True)
+    ]
+    (prompt,) = encode([example(messages)], tokenizer)
+    spans = [list(prompt.input_ids[begin:end]) for begin, end in prompt.spans]
+    assert [tokenizer.decode(ids) for ids in spans] == [f"{text}<|im_end|>" for text in said[:2]]
+    assert tokenizer.decode(list(prompt.reference_ids)) == f"{said[2]}<|im_end|>"
+    for begin, end in prompt.spans:
+        assert str(tokenizer.decode(list(prompt.input_ids[:begin]))).endswith("<|im_start|>assistant\n")
+        assert str(tokenizer.decode(list(prompt.input_ids[end:]))).startswith("\n<|im_start|>user\n")

@@ -17,6 +17,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from specalign.data import Columns, Example, docstrings, encode_prompts, functions, load_examples
+from specalign.data.conversations import with_answers
 from specalign.data.examples import USUAL, example_from_row, with_distinct_ids
 from specalign.data.sources import HUB
 from specalign.errors import UserError
@@ -129,12 +130,14 @@ def test_limit(tmp_path: Path) -> None:
 def test_spec_bench(tmp_path: Path) -> None:
     path = write_rows(
         tmp_path / "question.jsonl",
+        {"question_id": 6, "category": "math", "turns": ["one", "two"], "reference": ["1", "2"]},
         {"question_id": 7, "category": "writing", "turns": ["first", "second"]},
         {"question_id": 8, "category": "summarization", "turns": ["text"], "reference": ["short"]},
         {"question_id": 9, "category": "rag", "turns": ["text"], "reference": [["one", "two"]]},
     )
     assert load_examples(f"spec_bench:{path}", "test") == [
-        Example("7", "first", "", "multi_turn_conversation"),
+        Example("6", "one", "1", "multi_turn_conversation", with_answers(["one", "two"], ["1", "2"])),
+        Example("7", "first", "", "multi_turn_conversation", with_answers(["first", "second"])),
         Example("8", "text", "short", "summarization"),
         Example("9", "text", "one, two", "rag"),
     ]
