@@ -16,6 +16,7 @@ from specalign.models.load import (
     require_bitsandbytes,
     resolve_device,
 )
+from specalign.models.mask_token import masks_of, spare_id
 from specalign.models.properties import decoder_layers, eos_ids, tower_layers
 from specalign.models.slicing import choose_layers, require_layers
 from specalign.models.vocabulary import n_ids
@@ -53,6 +54,7 @@ def findings(configs: Sequence[TrainConfig], *, data: bool, plugins: Plugins = N
         ("attention", lambda: models.check_attention(teacher(), config.attn, resolve_device(config.device))),
     ]
     checks += [("draft vocabulary", partial(_trimmed, each, teacher)) for each in _distinct_students(configs)]
+    checks += [("drafts", partial(_drafts, each, teacher)) for each in _distinct_students(configs)]
     if check := WRITERS[config.engine.name].check:
         checks.append(("responses' engine", lambda: check(config, teacher())))
     for each in configs:
@@ -144,6 +146,25 @@ def _trimmed(config: TrainConfig, teacher: Outlined) -> str | Caution:
     if size >= width:
         return Caution(f"student.draft_vocabulary = {size} trims nothing: the tokenizer has {width} ids")
     return f"{size} of {width} ids"
+
+
+def _drafts(config: TrainConfig, teacher: Outlined) -> str | Caution:
+    """How many tokens a call will draft, and the mask token of a parallel drafter."""
+    most = config.student.parallel
+    if not config.student.drafts_in_parallel:
+        return "one token a call"
+    if teacher().kind == "encoder-decoder":
+        raise UserError(f"student.parallel = {most} needs a decoder-only student")
+    student = _outline(config, config.student.model) if config.student.model else teacher()
+    masks, n_rows = masks_of(student.model.config), student.model.config.get_text_config().vocab_size
+    token = masks.token if masks else spare_id(teacher().tokenizer, n_rows)
+    if token is None:
+        return Caution(
+            f"up to {most} tokens in one call; its mask token is a row behind the {n_rows:,} of its embedding, since "
+            "the tokenizer uses them all, and engines refuse a drafter that is wider than the target"
+        )
+    name = teacher().tokenizer.convert_ids_to_tokens(token)
+    return f"up to {most} tokens in one call; mask token: id {token}" + (f", {name}" if name else "")
 
 
 def _needed(config: TrainConfig) -> tuple[int, int]:

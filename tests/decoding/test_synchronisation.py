@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 
-from specalign.decoding import RULES, EagleDrafter, ModelDrafter, make_stepper
+from specalign.decoding import RULES, EagleDrafter, Masks, ModelDrafter, ParallelDrafter, make_stepper
 from specalign.decoding.drafters import Draft
 from specalign.decoding.judge import Judge
 from specalign.decoding.sampling import Sampling
@@ -54,7 +54,10 @@ def prompts_of(family: str) -> tuple[list[list[int]], list[list[int]]]:
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("trimmed", [False, True])
-def test_drafting_and_scoring_never_wait(family: str, sampling: Sampling, trimmed: bool, build: Build) -> None:
+@pytest.mark.parametrize("parallel", [False, True])
+def test_drafting_and_scoring_never_wait(
+    family: str, sampling: Sampling, trimmed: bool, parallel: bool, build: Build
+) -> None:
     prompts, sequences = prompts_of(family)
     real, mode = build(family), FakeTensorMode()
     with mode:
@@ -62,7 +65,8 @@ def test_drafting_and_scoring_never_wait(family: str, sampling: Sampling, trimme
     with mode, torch.inference_mode():
         ids = torch.arange(0, 40, 3) if trimmed else None
         session = Session.start(make_stepper(model), prompts, 12)
-        drafting = ModelDrafter(model, ids).start(prompts, 12, sampling, session)
+        drafter = ParallelDrafter(model, Masks(4, 8), ids) if parallel else ModelDrafter(model, ids)
+        drafting = drafter.start(prompts, 12, sampling, session)
         with NoBlockingCopies():
             draft = drafting.draft(sequences, [3] * len(prompts), None)
             logits = session.extend(torch.cat([draft.ids[:, :1], draft.ids], 1))

@@ -27,6 +27,7 @@ from specalign.training.config import TrainConfig
 from specalign.training.folder import read_log
 from specalign.training.materials import load_materials
 from specalign.training.parallel import Drop, Scored, with_masks
+from specalign.training.preflight import findings
 from specalign.training.rows import Branch, Row, lay_out
 from specalign.training.scoring import Pair, overlaps, per_token_loss, states
 from specalign.training.session import train_all
@@ -231,3 +232,12 @@ def test_an_encoder_decoder_student_is_refused_in_words(tiny: Tiny) -> None:
     materials._starts[config.student] = t5
     with pytest.raises(UserError, match=r"student\.parallel = 3 needs a decoder-only student"):
         start_run(config, materials)
+
+
+def test_check_names_the_mask_token(tiny: Tiny) -> None:
+    def told(config: TrainConfig) -> str:
+        (line,) = (found.detail for found in findings([config], data=False) if found.check == "drafts")
+        return line
+
+    assert told(tiny("distillspec", **parallel())) == "up to 3 tokens in one call; mask token: id 63"
+    assert told(tiny("distillspec")) == "one token a call"
