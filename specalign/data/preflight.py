@@ -58,6 +58,10 @@ def describe_prompts(
     found = f"{kind}, up to {longest} tokens; {n_cut} of {len(prompts)} are cut to fit"
     if n_turns := sum(prompt.n_cut_turns for prompt in prompts):
         found += f", conversations by {n_turns} oldest turns"
+    if n_later := sum(len(prompt.later) for prompt in prompts):
+        found += f"; {n_later} later turns"
+    if n_left_out := sum(prompt.n_left_out for prompt in prompts):
+        found += f"; {n_left_out} later turns are left out: max_prompt_tokens decides"
     if n_spans := sum(len(prompt.spans) for prompt in prompts):
         found += f"; {n_spans} earlier answers are trained on too"
     if not chat and template == "auto":
@@ -67,7 +71,7 @@ def describe_prompts(
     left_off = not chat and not keep_end and adds_end(tokenizer)
     if left_off:
         found += f"; the tokenizer's end of texts ({tokenizer.eos_token}) is left off, since a prompt goes on"
-    return Caution(found) if n_cut or left_off else found
+    return Caution(found) if n_cut or n_left_out or left_off else found
 
 
 def licence(source: str) -> str | Caution:

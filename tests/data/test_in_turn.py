@@ -14,7 +14,9 @@ from specalign.benchmarks.prompts import longest, turn_ids, within
 from specalign.data import Conversing, Example, Prompt, encode_prompts, load_examples
 from specalign.data.conversations import ANSWER, with_answers
 from specalign.data.dialogue import Dialogue
+from specalign.data.preflight import describe_prompts
 from specalign.data.turns import turns_of
+from specalign.preflight import Caution
 from tests.data.chat_templates import QWEN25, SPECIAL, tokenizer_of
 from tests.data.test_conversations import ASKED, CALL, MORE, TOOL, conversations
 
@@ -66,6 +68,15 @@ def test_first_and_last_turns_alone() -> None:
     assert (first.input_ids, first.later, first.n_left_out) == (whole.input_ids, (), 0)
     assert last.input_ids == turn_ids(whole, ["two"], turns_of(tokenizer, "auto"))
     assert last.reference == "four"
+
+
+def test_a_check_counts_the_turns() -> None:
+    tokenizer = tokenizer_of(QWEN25)
+    told = str(describe_prompts([in_turn(MORE, tokenizer)], tokenizer, "auto"))
+    assert told.endswith("0 of 1 are cut to fit; 1 later turns")
+    short = describe_prompts([in_turn(MORE, tokenizer, limit=60)], tokenizer, "auto")
+    assert isinstance(short, Caution)
+    assert "1 later turns are left out" in str(short)
 
 
 def test_turns_without_room_are_left_out_with_those_after_them() -> None:

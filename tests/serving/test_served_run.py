@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
+from specalign.analysis.consistency import unlike_its_plan
 from specalign.analysis.recompute import untrue_figures
 from specalign.benchmarks import served
 from specalign.benchmarks.cli import main, parse_run
@@ -106,6 +107,19 @@ def test_the_load_table_and_the_report(
     report = (tmp_path / "run" / "report.md").read_text()
     assert "## Under load" in report
     assert "vLLM" in report
+
+
+def test_conversations_are_served_turn_by_turn(suite_flags: list[str], serve: Serve, tmp_path: Path) -> None:
+    data = tmp_path / "talks.jsonl"
+    data.write_text("".join(json.dumps({"turns": [f"w{n}", f"w{n + 9}"]}) + "\n" for n in range(3)))
+    more = ["--data.source", str(data), "--data.split", "all", "--data.prompt", "document", "--limit", "0"]
+    run_served(parse_run(flags(suite_flags, tmp_path, *endpoints(serve), *more)))
+    run = read_run(tmp_path / "run")
+    assert [record.turn for record in run.records] == [0, 1] * 3 * 2
+    for first, second in zip(run.records[::2], run.records[1::2], strict=True):
+        assert (first.prompt_id, first.method) == (second.prompt_id, second.method)
+        assert second.n_prompt_tokens > first.n_prompt_tokens + len(first.token_ids)
+    assert unlike_its_plan(run) == untrue_figures(run) == []
 
 
 def test_an_interrupted_run_goes_on(
