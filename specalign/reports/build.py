@@ -79,11 +79,15 @@ def compare_runs(runs: Sequence[Path], output: Path, *, force: bool = False) -> 
 def _differences(results: Sequence[BenchmarkResult]) -> list[str]:
     """What keeps the runs from being compared, in words."""
     first = results[0]
+    asked = [result.config.get("data", {}) for result in results]
+    known = set.intersection(*map(set, asked))  # an older run does not name every field
     found = []
     for name, get in {
         "metric definitions": lambda result: result.metrics_version,
         "dtype": lambda result: result.provenance.get("dtype"),
-        "data": lambda result: result.config.get("data"),
+        "data": lambda result: {
+            field: value for field, value in result.config.get("data", {}).items() if field in known
+        },
         "prompts (SHA-256)": lambda result: result.provenance.get("prompts_sha256"),
         "decoding.max_new_tokens": lambda result: result.config.get("decoding", {}).get("max_new_tokens"),
     }.items():

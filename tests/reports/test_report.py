@@ -199,6 +199,23 @@ def test_comparing_refuses_other_prompts_of_the_same_name(
         compare_runs(runs, tmp_path / "out")
 
 
+def test_an_older_run_that_does_not_name_a_field_is_compared(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    config = read_result(make_run()).config
+    old, new, other = (
+        make_run(name, config={**config, "data": data})
+        for name, data in {
+            "old": {"source": "a"},
+            "new": {"source": "a", "turns": "all"},
+            "other": {"source": "b", "turns": "all"},
+        }.items()
+    )
+    assert compare_runs([old, new], tmp_path / "out").is_file()
+    with pytest.raises(UserError, match=r"data: .*'a'.* against .*'b'"):
+        compare_runs([new, other], tmp_path / "out")
+
+
 def _scaled(row: SummaryRow, factor: float) -> SummaryRow:
     assert row.speedup is not None
     value = row.speedup.value * factor
