@@ -83,13 +83,18 @@ def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunF
         f"{title}: {_verdict(row)}",
         f"  decoding alone runs at {row.decode_speedup.value:.2f}x the plain target's speed",
         *_figures(row),
-        *forced_lines(row, ours, plain, run.probes),
+        *forced_lines(row, ours, plain, run.probes, parallel=_in_parallel(row, run.result)),
         *_predictions(row, costs),
         *_attribution(costs, ours, run.probes),
         f"  a step costs {costs.price:.2f} plain steps and emits {row.tau.value:.2f} tokens; {_need(row, costs)}",
         "  the model by gamma: " + ", ".join(f"{choice.gamma}: {choice.speedup:.2f}x" for choice in choices),
         f"  {reason(costs, row.tau.value, best(choices), row.decode_speedup.value, _quantization(run.result))}",
     ]
+
+
+def _in_parallel(row: SummaryRow, result: BenchmarkResult) -> bool:
+    """Whether its drafter drafts several tokens in one call."""
+    return any(info.parallel for info in result.drafters if info.name == row.method)
 
 
 def _figures(row: SummaryRow) -> list[str]:

@@ -19,8 +19,13 @@ def forced_lines(
     ours: Sequence[GenerationRecord],
     plain: Sequence[GenerationRecord],
     probes: Sequence[Probe],
+    *,
+    parallel: bool = False,
 ) -> list[str]:
-    """alpha in decoding and teacher-forced, their gap, and at temperature 0 its split into two causes."""
+    """alpha in decoding and teacher-forced, their gap, and at temperature 0 its split into two causes.
+
+    ``parallel``: only the first token of a draft is drafted as teacher forcing does it; the others come from masks.
+    """
     if row.alpha_expected is None or row.alpha_counted is None or row.alpha_teacher_forced is None:
         return []
     forced, expected = row.alpha_teacher_forced.value, row.alpha_expected.value
@@ -29,12 +34,13 @@ def forced_lines(
         f"  alpha: {row.alpha_counted.value:.3f} counted, {expected:.3f} expected in decoding, {forced:.3f} "
         f"teacher-forced along the plain target's outputs (gap {gap:+.3f})"
     ]
-    pairs = like_positions(ours, plain, probes) if row.kind == "model" else []
+    pairs = like_positions(ours, plain, probes, first=parallel) if row.kind == "model" else []
     if pairs:
         seen = sum(theirs for _, theirs in pairs) / len(pairs)
         apart = sum(abs(decoding - theirs) > 0.5 for decoding, theirs in pairs) / len(pairs)
+        which = "first tokens of drafts" if parallel else "positions"
         lines.append(
-            f"    teacher-forced at the {len(pairs)} positions that decoding examined: {seen:.3f} "
+            f"    teacher-forced at the {len(pairs)} {which} that decoding examined: {seen:.3f} "
             f"({seen - forced:+.3f} by which positions these are); the two differ at {apart:.1%} of them"
         )
         if apart > DISAGREE:
@@ -47,11 +53,15 @@ def forced_lines(
 
 
 def like_positions(
-    ours: Sequence[GenerationRecord], plain: Sequence[GenerationRecord], probes: Sequence[Probe]
+    ours: Sequence[GenerationRecord],
+    plain: Sequence[GenerationRecord],
+    probes: Sequence[Probe],
+    *,
+    first: bool = False,
 ) -> list[tuple[float, float]]:
     """(overlap in decoding, teacher-forced) wherever both speak of the same text: greedy outputs that are equal.
 
-    Of a conversation the turns before the first one that is not.
+    Of a conversation the turns before the first one that is not. ``first``: of each draft the first token.
     """
     outputs = {
         (record.prompt_id, record.repeat, record.turn): record.token_ids
@@ -76,7 +86,8 @@ def like_positions(
             continue
         place = 0
         for overlap, emitted in zip(record.steps.overlap, record.steps.n_emitted, strict=True):
-            like = zip(overlap, theirs[place : place + len(overlap)], strict=False)
+            examined = overlap[:1] if first else overlap
+            like = zip(examined, theirs[place : place + len(examined)], strict=False)
             pairs += [(decoding, share) for decoding, share in like if share is not None]
             place += emitted
     return pairs

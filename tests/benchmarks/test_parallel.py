@@ -58,6 +58,10 @@ def test_its_calls_are_timed_for_every_length_and_its_figures_follow(
     assert greedy.survival_by_position[1] is not None
     assert greedy.survival_by_position[1] < 1
     assert {info.parallel for info in run.result.drafters} == {3}
+    main(["explain", str(tmp_path / "run")])
+    told = capsys.readouterr().out
+    assert "first tokens of drafts that decoding examined: 1.000" in told
+    assert "that is not rounding" not in told
     main(["deploy", str(tmp_path / "run"), "--drafter", "masked"])
     assert '"parallel_drafting": true' in capsys.readouterr().out
 
