@@ -152,6 +152,8 @@ def _add_steps(parts: Mapping[Any, Part], record: GenerationRecord, name: Callab
         counts = parts[which].counts[group].setdefault(record.prompt_id, Counts())
         _count(counts, found)
         key = record.prompt_id, record.repeat
+        if record.adaptive:
+            parts[which].speeds.adaptive.add(group)
         parts[which].speeds.count(group, key, 0.0, found.seconds, found.n_emitted)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from specalign.analysis.pairs import pair_name
 from specalign.analysis.parts import Part, Parts
 from specalign.analysis.speeds import Group
 from specalign.reports.content import Paragraph, Section, Table
@@ -61,7 +62,7 @@ def _groups(own: Sequence[Part], temperature: float) -> list[Group]:
 
 
 def _lines(group: Group, own: Sequence[Part], figure: str) -> list[list[str]]:
-    name = f"{group[0]} γ={group[2]}"
+    name = pair_name(group, next(part.speeds for part in own if group in part.speeds.generations), "γ")
     speeds = [part.speeds.speedup(group, figure=figure) for part in own]
     return [
         [name, "speed-up", *(interval(found.interval() if found else None, unit="x") for found in speeds)],

@@ -153,7 +153,7 @@ def test_only_what_there_is_enough_of_is_shown() -> None:
     assert isinstance(table, Table)
     assert table.header == ["method", "figure", "turn 1 (6)", "turn 2 (6)"]
     assert [line[:2] for line in table.lines] == [
-        ["drafter γ=3", figure] for figure in ("speed-up", "tokens per call (τ)", "α counted")
+        ["drafter (γ = 3)", figure] for figure in ("speed-up", "tokens per call (τ)", "α counted")
     ]
     assert table.lines[0][2].startswith("2.00x")
     assert table.lines[0][3].startswith("0.50x")
