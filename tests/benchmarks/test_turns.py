@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from specalign.benchmarks import runner
+from specalign.benchmarks import runner, suite
 from specalign.benchmarks.cli import main, parse_run
 from specalign.data.dialogue import Dialogue
 from specalign.data.turns import turns_of
@@ -161,3 +162,16 @@ def test_a_run_of_before_a_field_is_gone_on_with(talk: Bench, tmp_path: Path) ->
     del table["config"]["data"]["messages"]
     path.write_text(json.dumps(table))
     measure(words)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "opened"), [([1, 8], True), ([1, 8, 1, 9, 1], False), ([1], False), ([8, 9, 1, 8], True)]
+)
+def test_whether_prompts_open_the_thinking_is_known(prompt: list[int], opened: bool) -> None:
+    found: Any = SimpleNamespace(
+        tokenizer=SimpleNamespace(get_added_vocab=lambda: {"<think>": 8, "</think>": 9}),
+        prompts=[SimpleNamespace(input_ids=tuple(prompt))],
+    )
+    assert suite._thinking(found) == {"begin": 8, "end": 9, "opened": opened}
+    found.tokenizer = SimpleNamespace(get_added_vocab=lambda: {"<think>": 8})
+    assert suite._thinking(found) == {}
