@@ -20,6 +20,7 @@ from specalign.config import cache_dir
 from specalign.data import Example, Prompt, load_splits
 from specalign.data.examples import Split
 from specalign.models.devices import multiply_in_tf32
+from specalign.models.eagle_start import head_config
 from specalign.models.load import (
     is_encoder_decoder,
     load_tokenizer,
@@ -38,7 +39,7 @@ from specalign.training.identity import model_identity, models_of, rows_identity
 from specalign.training.prompts import columns, encoded
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, read_tensors, responses_key, stored_responses
-from specalign.training.starts import Slicing, existing_student, head_start
+from specalign.training.starts import Starts, existing_student
 from specalign.training.student_config import StudentConfig
 from specalign.training.teacher import asleep, load_teacher
 from specalign.training.writers import WRITERS, Teacher
@@ -201,16 +202,18 @@ class Materials:
         if config.model:
             return existing_student(self.config, config.model, self.teacher, self.device, head=config.is_head)
         require_sliceable(self.config)
-        if config.is_head:
-            return head_start(
-                self.wake(),
-                config,
-                self.draft_vocabulary(config.draft_vocabulary),
-                verifier=self.config.teacher.model,
-                n_draft=self.config.logging.probe_gamma,
-                seed=self.config.seed,
-            )
-        return Slicing(self.wake(), self._teacher_facts, self._alignment_texts, self._timed).student(config)
+        starts = Starts(self.wake(), self._teacher_facts, self._alignment_texts, self._timed)
+        if not config.is_head:
+            return starts.student(config)
+        ids, own = self.draft_vocabulary(config.draft_vocabulary), self.config
+        made_for = head_config(
+            self.teacher.config,
+            config.reads,
+            0 if ids is None else len(ids),
+            verifier=own.teacher.model,
+            n_draft=own.logging.probe_gamma,
+        )
+        return starts.head(config, ids, made_for, own.seed)
 
     def _alignment_texts(self, n_tokens: int) -> list[tuple[Tokens, ...]]:
         """Prompts with the teacher's responses, until ``n_tokens`` are reached; (encoder's, decoder's) text each

@@ -16,8 +16,9 @@ from specalign.config import cache_dir
 from specalign.errors import UserError
 from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
-from specalign.models.eagle import EagleHead, is_head, load_head
-from specalign.models.eagle_start import head_config, new_head, require_head_of
+from specalign.models.eagle import EagleConfig, EagleHead, is_head, load_head
+from specalign.models.eagle_fit import fit_head
+from specalign.models.eagle_start import new_head, require_head_of
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import load_model
 from specalign.models.properties import Tower, tower_layers
@@ -39,8 +40,8 @@ Text = tuple[Tokens, ...]
 
 
 @dataclass(frozen=True)
-class Slicing:
-    """A teacher, and what its slices are fitted to."""
+class Starts:
+    """A teacher, and what its slices and heads are fitted to."""
 
     teacher: PreTrainedModel
     facts: Callable[[], Mapping[str, str]]
@@ -62,6 +63,34 @@ class Slicing:
             with main_process_first():
                 self._refit(student, chosen, config, texts)
         return student
+
+    def head(self, config: StudentConfig, ids: Tensor | None, made_for: EagleConfig, seed: int) -> EagleHead:
+        """The head that ``config`` asks for over ``ids`` [V'] of the vocabulary (None: all), in float32."""
+        head = new_head(self.teacher, made_for, ids, seed).float()
+        if config.start != "random":
+            texts = self.texts(config.align_tokens)
+            with main_process_first():
+                self._fit(head, config, texts, seed)
+        return head
+
+    def _fit(self, head: EagleHead, config: StudentConfig, texts: list[Text], seed: int) -> None:
+        """In closed form, or as an earlier command did for the same teacher on the same texts."""
+        facts = {"head": head.config.reads, "ridge": config.ridge, "seed": seed, "texts": texts}
+        path = cache_dir() / "starts" / f"{responses_key({**self.facts(), **facts})}.safetensors"
+        fitted = read_tensors(path)
+        if fitted is None:
+            batches = list(padded_batches(texts, self.teacher.device))
+            with self.timed("head"), progress_bar("fitting the head", 4 * len(batches)) as bar:
+                fit_head(head, self.teacher, batches, ridge=config.ridge, progress=bar.advance)
+            kept = ("fc.", "layers.")
+            fitted = {
+                name: parameter.detach().contiguous()
+                for name, parameter in head.named_parameters()
+                if name.startswith(kept)
+            }
+            with atomic_path(path) as partial:
+                save_file(fitted, partial)
+        head.load_state_dict(fitted, strict=False)
 
     def _layers(self, config: StudentConfig, tower: Tower, n_keep: int) -> tuple[int, ...]:
         n_layers = len(tower_layers(self.teacher, tower))
@@ -111,22 +140,6 @@ class Slicing:
             progress_bar("aligning the slice", n_passes(layers) * len(batches)) as bar,
         ):
             align_slice(student, self.teacher, layers, batches, tower=tower, ridge=ridge, progress=bar.advance)
-
-
-def head_start(
-    teacher: PreTrainedModel,
-    config: StudentConfig,
-    ids: Tensor | None,
-    *,
-    verifier: str,
-    n_draft: int,
-    seed: int,
-) -> EagleHead:
-    """The head that ``config`` asks for over ``ids`` [V'] of the vocabulary (None: all), in float32."""
-    shape = head_config(
-        teacher.config, config.reads, 0 if ids is None else len(ids), verifier=verifier, n_draft=n_draft
-    )
-    return new_head(teacher, shape, ids, seed).float()
 
 
 def existing_student(

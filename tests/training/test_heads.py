@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from specalign.errors import UserError
 from specalign.losses import LOSSES
 from specalign.models.eagle import EagleHead, load_head
-from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup
+from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup, starts
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.plan import make_plan
@@ -71,6 +71,25 @@ def test_every_objective_trains_a_head(tiny: Tiny) -> None:
         assert loop.step(run).grad_norm > 0
         assert not torch.equal(head.fc.weight, before)
         assert torch.equal(head.embed_tokens.weight, embedding)
+
+
+def test_a_head_is_fitted_once_for_all_commands(tiny: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = recipe.completed(a_head(tiny, "aligned", student={"start": "aligned", "draft_vocabulary": 20}))
+    first = load_materials(config).student(config.student)
+    drawn = recipe.completed(a_head(tiny, "untrained", student={"draft_vocabulary": 20}))
+    other = load_materials(drawn).student(drawn.student)
+    changed = {
+        name for name, weight in first.named_parameters() if not torch.equal(weight, other.get_parameter(name))
+    }
+    assert changed == {
+        "fc.weight",
+        "layers.0.post_attention_layernorm.weight",
+        *(f"layers.0.self_attn.{name}_proj.weight" for name in "qkvo"),
+        *(f"layers.0.mlp.{name}_proj.weight" for name in ("gate", "up", "down")),
+    }
+    monkeypatch.setattr(starts, "fit_head", lambda *_a, **_k: pytest.fail("fitted again"))
+    again = load_materials(config).student(config.student)
+    assert all(torch.equal(weight, again.get_parameter(name)) for name, weight in first.named_parameters())
 
 
 def test_what_is_expected_of_a_head_is_what_decoding_finds(tiny: Tiny) -> None:
@@ -207,5 +226,5 @@ def test_the_plan_counts_a_head_and_what_is_kept_for_it(tiny: Tiny) -> None:
     assert plan.student_parameters == sum(parameter.numel() for parameter in made.parameters())
     assert plan.gradients == 4 * sum(each.numel() for each in made.parameters() if each.requires_grad)
     assert plan.optimiser == 2 * plan.gradients
-    assert plan.states == 10 * (6 + 3 * (16 + 6)) * 16 * 4
+    assert plan.states == (10 + 32) * (6 + 3 * (16 + 6)) * 16 * 4
     assert make_plan(recipe.completed(tiny("seqkd"))).states == 0
