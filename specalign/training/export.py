@@ -19,6 +19,7 @@ from specalign.data import Prompt, load_examples
 from specalign.decoding import generate, make_stepper
 from specalign.errors import UserError
 from specalign.files import write_json
+from specalign.models.eagle import is_head
 from specalign.models.load import empty_model, load_model, load_tokenizer, resolve_model
 from specalign.models.mask_token import masks_of
 from specalign.models.servable import Blocked, block, is_blocked, response_states, verified
@@ -74,6 +75,10 @@ def parse(words: Sequence[str]) -> tuple[str, ExportConfig]:
 def export(student: str, options: ExportConfig) -> Path:
     """Write the drafter with the target's width and untrained rows that cannot win; say what was done."""
     source = Path(resolve_model(student))
+    if is_head(student):
+        raise UserError(
+            f"{student} needs no export: a head's folder is named as vLLM reads it (method: eagle3)"
+        )
     config = _recipe(source)
     target = options.target or (config.teacher.model if (source / RECIPE).is_file() else "")
     if not target:
