@@ -14,7 +14,7 @@ import numpy as np
 
 from specalign.analysis.speeds import Group, Speeds, plain_of
 from specalign.metrics.comparisons import LEVEL, joint_test, minimum_detectable_difference, reach_of
-from specalign.metrics.statistics import Estimate
+from specalign.metrics.statistics import Array, Estimate, log_ratio
 from specalign.results import Interval
 
 
@@ -25,14 +25,16 @@ class Comparison:
     first: Group
     second: Group
     prompts: Sequence[str]
+    seconds: tuple[Array, Array]
+    """Of the second and of the first at the plain target's lengths, an entry a prompt."""
     estimate: Estimate
-    """log(seconds per token of the second / of the first), at the plain target's lengths."""
+    """log(seconds of the second / of the first)."""
     p_value: float = 1.0
     """Adjusted for all comparisons of its family."""
     critical: float = float("inf")
     """Standard errors beyond which the family calls a comparison different."""
     reach: float = float("inf")
-    """Standard errors (s / sqrt(n)) that a true difference must be away from 0 to be found with 80 % power."""
+    """Deviations (s / sqrt(n)) that a true difference must be away from 0 to be found with 80 % power."""
 
     @property
     def differs(self) -> bool:
@@ -71,11 +73,10 @@ class Family:
 
 def against_plain(speeds: Speeds) -> Family:
     """(a): every row against the plain target of its temperature."""
-    found = [
-        Comparison(group, plain_of(group), speeds.prompts(group, plain_of(group)), estimate)
-        for group in speeds.drafted
-        if (estimate := speeds.speedup(group))
-    ]
+    found = []
+    for group in speeds.drafted:
+        plain = plain_of(group)
+        found += _compared(group, plain, speeds.prompts(group, plain), speeds.seconds(plain, group))
     return _tested(found)
 
 
@@ -83,28 +84,42 @@ def between_rows(speeds: Speeds) -> Family:
     """(b): all pairs of rows of a temperature, the faster one first."""
     found = []
     for one, other in combinations(speeds.drafted, 2):
-        if one[1] == other[1] and (estimate := speeds.ratio(other, one)):
-            prompts = speeds.prompts(one, other, plain_of(one))
-            pair = (one, other) if estimate.log >= 0 else (other, one)
-            found.append(Comparison(*pair, prompts, estimate if estimate.log >= 0 else estimate.reversed))
+        if one[1] == other[1]:
+            ours, theirs = speeds.seconds(one, other)
+            pair = (one, other) if theirs.sum() >= ours.sum() else (other, one)
+            seconds = (theirs, ours) if theirs.sum() >= ours.sum() else (ours, theirs)
+            found += _compared(*pair, speeds.prompts(one, other, plain_of(one)), seconds)
     return _tested(found)
 
 
 def against_itself(speeds: Speeds) -> Family:
     """A/A: each row's even repeats against its odd ones; empty where nothing was repeated."""
-    halves = {group: speeds.halves(group) for group in speeds.generations}
-    return _tested([Comparison(group, group, *found) for group, found in halves.items() if found])
+    found = []
+    for group in speeds.generations:
+        if halves := speeds.halves(group):
+            found += _compared(group, group, halves[0], (halves[1], halves[2]))
+    return _tested(found)
+
+
+def _compared(
+    first: Group, second: Group, prompts: Sequence[str], seconds: tuple[Array, Array]
+) -> list[Comparison]:
+    """One comparison, none where a side has no seconds."""
+    estimate = log_ratio(*seconds)
+    return [Comparison(first, second, prompts, seconds, estimate)] if estimate else []
 
 
 def _tested(comparisons: Sequence[Comparison]) -> Family:
     if not comparisons:
         return Family()
     place = {name: index for index, name in enumerate(dict.fromkeys(p for c in comparisons for p in c.prompts))}
-    contributions = np.full((len(place), len(comparisons)), np.nan)
+    theirs, ours, influence = (np.full((len(place), len(comparisons)), np.nan) for _ in range(3))
     for column, one in enumerate(comparisons):
-        contributions[[place[prompt] for prompt in one.prompts], column] = one.estimate.contributions
-    test = joint_test(contributions)
-    reach = reach_of(contributions, test.critical)
+        own = [place[prompt] for prompt in one.prompts]
+        theirs[own, column], ours[own, column] = one.seconds
+        influence[own, column] = one.estimate.influence
+    test = joint_test(theirs, ours)
+    reach = reach_of(influence, test.critical)
     judged = [
         replace(one, p_value=float(p_value), critical=test.critical, reach=reach)
         for one, p_value in zip(comparisons, test.p_values, strict=True)

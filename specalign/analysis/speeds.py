@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from specalign.errors import UserError
-from specalign.metrics.statistics import Estimate, Times
+from specalign.metrics.statistics import Array, Estimate, Times, log_ratio
 from specalign.records import GenerationRecord
 from specalign.results import ALONE, TARGET, SummaryRow
 from specalign.run_files import RECORDS_FILE, read_records
@@ -90,13 +90,21 @@ class Speeds:
         prompts: Collection[str] | None = None,
     ) -> Estimate | None:
         """log(seconds per token of one / of the other), over the generations that both and the plain target have."""
-        plain = plain_of(one)
-        keys = self._shared((one, other, plain))
-        keys = keys if prompts is None else [key for key in keys if key[0] in prompts]
-        first, second = (
-            _estimate(self._times(group, keys), self._times(plain, keys), figure) for group in (one, other)
-        )
+        if figure == "common":
+            return log_ratio(*self.seconds(one, other, prompts=prompts))
+        keys = self._common(one, other, prompts)
+        times = (self._times(group, keys) for group in (one, other))
+        first, second = (own.whole if figure == "whole" else own.decoding for own in times)
         return first - second if first and second else None
+
+    def seconds(
+        self, one: Group, other: Group, *, prompts: Collection[str] | None = None
+    ) -> tuple[Array, Array]:
+        """Seconds of each at the plain target's lengths, an entry a prompt."""
+        keys = self._common(one, other, prompts)
+        lengths = self._times(plain_of(one), keys).n_tokens
+        first, second = (self._times(group, keys).seconds_at(lengths) for group in (one, other))
+        return first, second
 
     def log_ratios(self, ours: Group) -> dict[str, float]:
         """Prompt -> log(plain seconds per token / ours) at the plain target's length: above 0 where ours is faster."""
@@ -114,15 +122,26 @@ class Speeds:
         columns = zip(lengths.tolist(), seconds.tolist(), strict=True)
         return dict(zip(sorted({prompt for prompt, _ in keys}), columns, strict=True))
 
-    def halves(self, group: Group) -> tuple[list[str], Estimate] | None:
-        """Prompts, and log(seconds per token of the odd repeats / of the even), both at the plain target's lengths."""
+    def halves(self, group: Group) -> tuple[list[str], Array, Array] | None:
+        """Prompts, and seconds of odd and of even repeats, both at the plain target's lengths in all repeats."""
         plain = plain_of(group)
         keys = self._shared((group, plain))
         parts = [{key for key in keys if key[1] % 2 == half} for half in (1, 0)]
         shared = {prompt for prompt, _ in parts[0]} & {prompt for prompt, _ in parts[1]}
         kept = [[key for key in part if key[0] in shared] for part in parts]
-        odd, even = (_estimate(self._times(group, own), self._times(plain, own), "common") for own in kept)
-        return (sorted(shared), odd - even) if odd and even else None
+        if not shared:
+            return None
+        lengths = self._times(plain, [*kept[0], *kept[1]]).n_tokens
+        shares = [len(own) / (len(kept[0]) + len(kept[1])) for own in kept]
+        odd, even = (
+            self._times(group, own).seconds_at(lengths * share) / share
+            for own, share in zip(kept, shares, strict=True)
+        )
+        return sorted(shared), odd, even
+
+    def _common(self, one: Group, other: Group, prompts: Collection[str] | None) -> list[Key]:
+        keys = self._shared((one, other, plain_of(one)))
+        return keys if prompts is None else [key for key in keys if key[0] in prompts]
 
     def _shared(self, groups: Sequence[Group]) -> list[Key]:
         tables = [self.generations.get(group, {}) for group in groups]
@@ -170,9 +189,3 @@ def read_speeds(run: Path) -> Speeds:
     except UserError as error:
         speeds.unreadable = str(error).replace(f"{run}/", "")
     return speeds
-
-
-def _estimate(times: Times, plain: Times, figure: Figure) -> Estimate | None:
-    if figure == "whole":
-        return times.whole
-    return times.decoding if figure == "decode" else times.at_lengths(plain.n_tokens)

@@ -14,7 +14,7 @@ from scipy.optimize import brentq
 from scipy.stats import nct, norm
 from scipy.stats import t as student
 
-from specalign.metrics.statistics import NO_VARIATION, Array, Cells, Estimate, log_ratio
+from specalign.metrics.statistics import NO_VARIATION, SMALLEST, Array, Cells, Estimate, log_ratio
 from specalign.results import Interval
 
 LEVEL = 0.05
@@ -26,9 +26,13 @@ POWER = 0.8
 FEW = 8
 """Prompts below which the critical value is too much a matter of chance to be taken as it is."""
 SIMULATIONS = 1000
-BLOCK = 256
-"""Comparisons at a time, so that a table of patterns by comparisons stays small."""
+BLOCK = 64
+"""Comparisons at a time, so that a table of patterns by comparisons stays in the cache."""
 ROUNDING = 1e-9
+MOST_APART = 1 - 1e-12
+"""Largest (theirs - ours) / (theirs + ours) of positive sums."""
+LARGEST = float(np.finfo(float).max)
+TINY = 1e-300
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -58,29 +62,28 @@ class JointTest:
     """Below which no p-value can be with so many prompts, whatever was measured."""
 
 
-def joint_test(contributions: Array) -> JointTest:
-    """Whether each of many logarithms is 0, tested together: max |t| over sign flips of whole prompts.
+def joint_test(theirs: Array, ours: Array) -> JointTest:
+    """Whether each of many ratios sum theirs / sum ours is 1, tested together: max |t| over swaps within prompts.
 
-    ``contributions``: [prompts, comparisons], NaN where a prompt is missing in a comparison; column k has the mean
-    log_k and t_k = log_k / se_k (:class:`~specalign.metrics.statistics.Estimate`). A pattern of signs flips a prompt
-    in all columns at once; adjusted p_k is the share of patterns, the observed one among them, whose largest |t| is
-    at least |t_k| (Westfall and Young 1993; Romano and Wolf 2005, single step). Exact where prompts are symmetric
-    about 0 together: it holds the family-wise error whatever else differs. All 2^(n-1) patterns up to
-    ``MOST_EXACT`` prompts, else ``DRAWS`` drawn ones.
+    Both [prompts, comparisons] in seconds, NaN where a prompt is missing in a comparison. t_k = |log ratio| / standard
+    error (:class:`~specalign.metrics.statistics.Estimate`). A pattern swaps both sides of some prompts, in all
+    comparisons at once; adjusted p_k is the share of patterns, the observed one among them, whose largest t is at
+    least t_k (Westfall and Young 1993, single step). Each swap's t has its own ratio and dispersion (Janssen 1997;
+    Konietschke and Pauly 2014): exact where the two sides can be exchanged, else in the limit of many prompts. All
+    2^(n-1) patterns up to ``MOST_EXACT`` prompts, else ``DRAWS`` drawn ones.
     """
-    known = np.isfinite(contributions)
-    values = np.where(known, contributions, 0.0)
+    known = np.isfinite(theirs) & np.isfinite(ours)
     used = known.any(axis=1)
-    values, counts = values[used], known.sum(axis=0).astype(float)
     patterns = sign_patterns(int(used.sum()))
-    sizes = np.sqrt(counts * np.square(values).sum(axis=0))
+    sides = [np.where(known, side, 0.0)[used] for side in (theirs, ours)]
+    observed = _observed(sides[0], sides[1], known[used])
+    counts = known.sum(axis=0).astype(float)
     largest = np.zeros(len(patterns))
-    observed = np.zeros(values.shape[1])
-    for start in range(0, values.shape[1], BLOCK):
+    for start in range(0, len(counts), BLOCK):
         block = slice(start, start + BLOCK)
-        statistics = _statistics(np.abs(patterns @ values[:, block]), sizes[block], counts[block])
-        observed[block] = statistics[0]
-        np.maximum(largest, statistics.max(axis=1), out=largest)
+        swapped = _swapped(sides[0][:, block], sides[1][:, block], counts[block], patterns)
+        np.maximum(largest, swapped.max(axis=1), out=largest)
+    largest[0] = max(largest[0], observed.max())
     ranked = np.sort(largest)
     n_reaching = len(ranked) - np.searchsorted(ranked, observed * (1 - ROUNDING))
     allowed = math.ceil(LEVEL * len(ranked)) - 1
@@ -96,12 +99,38 @@ def sign_patterns(n: int) -> Array:
     return np.concatenate([np.ones((1, n)), drawn])
 
 
-def _statistics(sums: Array, sizes: Array, counts: Array) -> Array:
-    """|t| from |sum of signed contributions|: sqrt(n - 1) r / sqrt(1 - r^2), r = that over sqrt(n sum y^2)."""
+def _observed(theirs: Array, ours: Array, known: NDArray[np.bool_]) -> Array:
+    """|log| over the standard error of :func:`~specalign.metrics.statistics.log_ratio`, in every comparison."""
+    counts = np.maximum(known.sum(axis=0), 1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(sizes > 0, np.minimum(sums / sizes, 1.0), 0.0)
-        found = np.sqrt(np.maximum(counts - 1, 0)) * share / np.sqrt(1 - share**2)
-    return np.nan_to_num(found, nan=0.0, posinf=np.finfo(float).max)
+        logs = np.abs(np.log(theirs.sum(axis=0) / ours.sum(axis=0)))
+        shares = theirs / theirs.sum(axis=0), ours / ours.sum(axis=0)
+        influence = counts * (shares[0] - shares[1]) / np.maximum(1 - (shares[0] + shares[1]) / 2, SMALLEST)
+        centred = np.where(known, influence - influence.sum(axis=0) / counts, 0.0)
+        errors = np.sqrt(np.square(centred).sum(axis=0)) / counts
+        found = np.where(logs > NO_VARIATION, logs / np.where(errors > NO_VARIATION, errors, 0.0), 0.0)
+    return np.nan_to_num(np.where(counts > 1, found, 0.0), nan=0.0, posinf=LARGEST)
+
+
+def _swapped(theirs: Array, ours: Array, counts: Array, patterns: Array) -> Array:
+    """[patterns, comparisons] of t after the swaps, with s / sqrt(n) as the standard error.
+
+    With d = theirs - ours, m half of and S all of both sides' sum, e = sum +-d / S: the log ratio is 2 artanh e and
+    z_i = (2 n / S) (+-d_i - 2 e m_i) / (1 - e^2).
+    """
+    total = (theirs + ours).sum(axis=0)
+    total = np.where(total > 0, total, 1.0)
+    difference, middle = (theirs - ours) / total, (theirs + ours) / (2 * total)
+    e = np.clip(patterns @ difference, -MOST_APART, MOST_APART)
+    square = e * e
+    errors = patterns @ (difference * middle)
+    errors *= -4 * e
+    errors += np.square(difference).sum(axis=0)
+    errors += square * (4 * np.square(middle).sum(axis=0))
+    errors *= counts / np.maximum(counts - 1, 1)
+    np.sqrt(np.maximum(errors, TINY, out=errors), out=errors)
+    found = np.abs(np.arctanh(e)) * (1 - square) / errors
+    return np.asarray(found * (counts > 1))
 
 
 def minimum_detectable_difference(estimate: Estimate, reach: float) -> float | None:
@@ -117,14 +146,15 @@ def minimum_detectable_difference(estimate: Estimate, reach: float) -> float | N
     return math.expm1(min(reach * unbiased * estimate.deviation / math.sqrt(n), 700))
 
 
-def reach_of(contributions: Array, critical: float) -> float:
-    """Standard errors s / sqrt(n) that a true difference must be away from 0 for :func:`joint_test` to find it.
+def reach_of(influence: Array, critical: float) -> float:
+    """Deviations s / sqrt(n) that a true difference must be away from 0 for :func:`joint_test` to find it.
 
     With 80 % power: t is noncentral with n - 1 degrees of freedom. Below ``FEW`` prompts, where the critical value
-    itself is a matter of chance, by simulating normal contributions with the covariance of the family's own, and
-    beside them one comparison that does have a difference. Infinite where nothing can be found.
+    itself is a matter of chance, by simulating normal contributions with the covariance of the family's own
+    ``influence`` ([prompts, comparisons], NaN where missing), and beside them one comparison that does have a
+    difference. Infinite where nothing can be found.
     """
-    values = np.nan_to_num(contributions[np.isfinite(contributions).any(axis=1)])
+    values = np.nan_to_num(influence[np.isfinite(influence).any(axis=1)])
     n = len(values)
     if not math.isfinite(critical) or n < 2:
         return math.inf
@@ -134,27 +164,33 @@ def reach_of(contributions: Array, critical: float) -> float:
     centred = (values - values.mean(axis=0)) / math.sqrt(n - 1)
     own = generator.normal(size=(SIMULATIONS, n))
     largest = np.array(
-        [_largest(patterns, mixing @ centred) for mixing in generator.normal(size=(SIMULATIONS, n, n))]
+        [
+            _flipped((mixing @ centred).T, patterns).max(axis=0)
+            for mixing in generator.normal(size=(SIMULATIONS, n, n))
+        ]
     )
     allowed = math.ceil(LEVEL * len(patterns)) - 1
 
     def power(shift: float) -> float:
         statistics = _flipped(own + shift / math.sqrt(n), patterns)
-        reaching = np.maximum(largest, statistics) >= statistics[:, :1] * (1 - ROUNDING)
+        observed = statistics[:, :1] * math.sqrt(1 - 1 / n)
+        reaching = np.maximum(largest, statistics) >= observed * (1 - ROUNDING)
         return float(np.mean(reaching.sum(axis=1) <= allowed))
 
     return _root(power)
 
 
 def _flipped(values: Array, patterns: Array) -> Array:
-    """[comparisons, patterns] of |t| for comparisons in rows."""
-    sizes = np.sqrt(values.shape[1] * np.square(values).sum(axis=1))[:, None]
-    return _statistics(np.abs(values @ patterns.T), sizes, np.array([float(values.shape[1])]))
+    """[comparisons, patterns] of |t| for means of values y in rows whose signs are flipped.
 
-
-def _largest(patterns: Array, values: Array) -> Array:
-    """Of each pattern the largest |t| of all columns."""
-    return np.asarray(_flipped(values.T, patterns).max(axis=0))
+    sqrt(n - 1) r / sqrt(1 - r^2), r = |sum +-y| / sqrt(n sum y^2).
+    """
+    n = values.shape[1]
+    sizes = np.sqrt(n * np.square(values).sum(axis=1))[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(sizes > 0, np.minimum(np.abs(values @ patterns.T) / sizes, 1.0), 0.0)
+        found = math.sqrt(n - 1) * share / np.sqrt(1 - share**2)
+    return np.asarray(np.nan_to_num(found, nan=0.0, posinf=LARGEST))
 
 
 def _root(power: Callable[[float], float]) -> float:
@@ -166,7 +202,8 @@ def _root(power: Callable[[float], float]) -> float:
 
 
 def _power(n: int, bound: float, shift: float) -> float:
-    """P(t > bound) for n prompts and a true mean of ``shift`` standard errors."""
+    """P(|log| > bound standard errors), at a true mean of ``shift`` s / sqrt(n): the error is s / sqrt(n - 1)."""
+    bound *= math.sqrt(n / (n - 1))
     found = float(nct.sf(bound, n - 1, shift))
     return found if math.isfinite(found) else float(norm.sf(bound - shift))
 
@@ -206,7 +243,7 @@ def compare_seeds(ours: Sequence[Cells], theirs: Sequence[Cells], *, paired: boo
     variance is that over prompts plus that over seeds, each by linearisation (crossed factors: Owen 2007; their sum
     counts the interaction twice and so rather exceeds the truth), the degrees of freedom are Satterthwaite's (1946).
     A side with one seed brings no variance between seeds. Seeds weigh alike, each 1 / n of the sums: their
-    influences are taken without the correction for prompts of weight, which would double the error of two.
+    error is s / sqrt(n), without the correction for prompts of weight, which would exceed that of two by 41 %.
     """
     sides = [np.asarray(side, dtype=float) for side in (theirs, ours)]  # [seeds, 2, prompts]
     if sides[0].shape[-1] != sides[1].shape[-1] or sides[0].shape[-1] == 0:
@@ -219,7 +256,7 @@ def compare_seeds(ours: Sequence[Cells], theirs: Sequence[Cells], *, paired: boo
     else:
         seeds = [log_ratio(*side.sum(axis=2).T) for side in sides if len(side) > 1]
     known = [part for part in seeds if part]
-    variances = [(part.standard_error * (1 - 1 / len(part.influence))) ** 2 for part in known]
+    variances = [part.deviation**2 / len(part.influence) for part in known]
     parts = [*known, prompts] if len(prompts.influence) > 1 else known
     variances += [part.standard_error**2 for part in parts[len(known) :]]
     error = math.sqrt(sum(variances))

@@ -46,19 +46,15 @@ class Estimate:
         return Estimate(-self.log, -self.influence)
 
     @property
-    def contributions(self) -> Array:
-        """One a prompt; their mean is the logarithm."""
-        return self.log + self.influence
+    def standard_error(self) -> float:
+        """sqrt(sum z^2) / n (HC3, MacKinnon and White 1985): for n prompts of equal weight s / sqrt(n - 1)."""
+        n = len(self.influence)
+        return float(np.linalg.norm(self.influence)) / n if n > 1 else math.nan
 
     @property
     def deviation(self) -> float:
-        """Standard deviation over prompts of the contributions."""
-        return float(np.std(self.influence, ddof=1)) if len(self.influence) > 1 else math.nan
-
-    @property
-    def standard_error(self) -> float:
-        """The deviation over sqrt(n)."""
-        return self.deviation / math.sqrt(max(1, len(self.influence)))
+        """sqrt(n - 1) standard errors: for prompts of equal weight their standard deviation s."""
+        return self.standard_error * math.sqrt(max(1, len(self.influence) - 1))
 
     def interval(self, quantile: float | None = None) -> Interval:
         """exp(log), with bounds ``quantile`` standard errors away: by default Student's for 95 %, n - 1 degrees."""
@@ -96,7 +92,7 @@ def log_ratio(numerators: ArrayLike, denominators: ArrayLike) -> Estimate | None
     """log(sum a / sum b), a prompt an entry. None where a sum is not positive.
 
     z_i = n (a_i / sum a - b_i / sum b) / (1 - h_i), less their mean; h_i is the mean of the prompt's shares of both
-    sums. The divisor undoes that a prompt of weight draws the ratio to itself (HC3, MacKinnon and White 1985).
+    sums. The divisor undoes that a prompt draws the ratio to itself: z_i / n is what leaving it out changes.
     """
     a, b = np.asarray(numerators, dtype=float), np.asarray(denominators, dtype=float)
     total, other = a.sum(), b.sum()
@@ -125,21 +121,14 @@ class Times:
         """log of decode seconds per token."""
         return log_ratio(self.decode_s, self.n_tokens)
 
-    def at_lengths(self, lengths: Array) -> Estimate | None:
-        """log of seconds per token if the outputs were as long as ``lengths`` (the plain target's) in all.
-
-        log(sum prefill / sum lengths + sum decode / sum tokens). Where the outputs have these lengths, as at
-        temperature 0, the whole seconds per token.
-        """
-        return log_ratio(self.seconds_at(lengths), lengths)
-
     def seconds_at(self, lengths: Array) -> Array:
         """Seconds of each prompt at these lengths: prefill + d L + (decode - d tokens) (sum L / sum tokens).
 
         With d = sum decode / sum tokens: they sum up to sum prefill + d sum L, and vary over prompts as that does.
+        Where the outputs have these lengths (the plain target's), as at temperature 0, prefill + decode.
         """
         tokens = self.n_tokens.sum()
-        if not tokens > 0:
+        if not (tokens > 0 and lengths.sum() > 0):
             return np.full(len(lengths), math.nan)
         pace = self.decode_s.sum() / tokens
         beyond = (self.decode_s - pace * self.n_tokens) * (lengths.sum() / tokens)

@@ -25,12 +25,12 @@ from specalign.results import BenchmarkResult, SummaryRow
 SYMBOLS = """\
 Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, both at the plain
 target's output lengths (at temperature 0 that is whole requests, prefill included), paired by prompt, with a 95 %
-interval over prompts of this row alone; "jointly" gives bounds that hold for all rows of the run at once, by sign flips
-of whole prompts: they decide. "whole" is the same over whole requests at their own lengths, "decode speed-up" over
-decode seconds alone, and "predicted" is what the cost model gives for it from the measured step times and acceptance.
-γ: draft length. α expected: mean over examined draft positions of Σ min(p, q). α counted: accepted / examined drafts.
-Break-even α: the acceptance rate at which decoding would be as fast as the plain target on this machine. τ: tokens per
-target call. c: one drafting call over one plain target call. ROUGE is F1 x 100"""
+interval over prompts of this row alone; "jointly" gives bounds that hold for all rows of the run at once, by swaps of
+both sides within whole prompts: they decide. "whole" is the same over whole requests at their own lengths, "decode
+speed-up" over decode seconds alone, and "predicted" is what the cost model gives for it from the measured step times
+and acceptance. γ: draft length. α expected: mean over examined draft positions of Σ min(p, q). α counted: accepted /
+examined drafts. Break-even α: the acceptance rate at which decoding would be as fast as the plain target on this
+machine. τ: tokens per target call. c: one drafting call over one plain target call. ROUGE is F1 x 100"""
 ROUGE_WORDS = (
     " on words of any script (characters where it has no spaces), stemmed where the reference is English."
 )
@@ -124,8 +124,9 @@ def _pairs(speeds: Speeds, family: Family) -> Section | None:
             title = f"Pairs at temperature {temperature:g}"
             parts.append(Section(title, [table, Paragraph(told(family, own, len(shown)))]))
     intro = (
-        "Speed at the plain target's output lengths, paired by prompt; bounds and p-values hold for all pairs of the "
-        "run at once (sign flips of whole prompts, largest |t|). The last column: power 80 % for that pair."
+        "Speed at the plain target's output lengths, paired by prompt; bounds and p-values hold for all pairs of "
+        "the run at once (swaps of both sides within whole prompts, largest |t|). The last column: "
+        "power 80 % for that pair."
     )
     return Section("Against each other", [Paragraph(intro)], parts) if parts else None
 

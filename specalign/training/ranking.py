@@ -15,7 +15,7 @@ from specalign import folders
 from specalign.errors import UserError
 from specalign.files import atomic_path
 from specalign.metrics.comparisons import LEVEL, JointTest, joint_test, sign_patterns
-from specalign.metrics.statistics import Estimate, log_ratio
+from specalign.metrics.statistics import Array, log_ratio
 from specalign.results import Interval
 from specalign.terminal import say, show
 from specalign.training.config import TrainConfig
@@ -54,28 +54,31 @@ class Ranked:
 def ranking(runs: Mapping[str, Lines], metric: str) -> list[Ranked]:
     """The runs, best first. Raises UserError where they were validated on other prompts, or other places in them.
 
-    Each run's value is sum_i w_i m_i / sum_i w_i over prompts i. Ratios of two runs are paired by prompt and estimated
-    on the logarithm (:mod:`specalign.metrics.statistics`). One test takes all pairs together (max |t| over sign flips
-    of whole prompts), since the best one was chosen by the same values: it holds whichever run that is.
+    Each run's value is sum_i w_i m_i / sum_i w_i over prompts i, w the same in all runs: two runs compare as the ratio
+    of their sum_i w_i m_i, paired by prompt (:func:`~specalign.metrics.statistics.log_ratio`). One test takes all pairs
+    together (:func:`~specalign.metrics.comparisons.joint_test`), since the best one was chosen by the same values: it
+    holds whichever run that is.
     """
     places = {tuple((line["prompt_id"], line[WEIGHTS[metric]]) for line in lines) for lines in runs.values()}
     if len(places) > 1:
         raise UserError(
             f"these runs were validated at different places or draft lengths: their {metric} is no ranking"
         )
-    logs = {name: _estimate(lines, metric) for name, lines in runs.items()}
-    known = {name: log for name, log in logs.items() if log is not None}
-    order = sorted(known, key=lambda name: -known[name].log)
+    weights = {name: np.array([line[WEIGHTS[metric]] for line in lines], float) for name, lines in runs.items()}
+    parts = {name: weights[name] * [line[metric] for line in lines] for name, lines in runs.items()}
+    known = {name: part for name, part in parts.items() if part.sum() > 0}
+    order = sorted(known, key=lambda name: -known[name].sum())
     pairs = list(combinations(order, 2))
-    together = _together([known[low] - known[high] for high, low in pairs])
+    together = _together([(known[low], known[high]) for high, low in pairs])
     found = []
     for name in order:
-        value = math.exp(known[name].log)
+        value = float(known[name].sum() / weights[name].sum())
         if name == order[0]:
             found.append(Ranked(name, value, None, None))
         else:
             p_value = float(together.p_values[pairs.index((order[0], name))])
-            ratio = (known[name] - known[order[0]]).interval(together.critical)
+            log = log_ratio(known[name], known[order[0]])
+            ratio = log.interval(together.critical) if log else None
             found.append(Ranked(name, value, ratio, p_value))
     return found + [Ranked(name, 0.0, None, 0.0) for name in runs if name not in known]
 
@@ -106,16 +109,10 @@ def _per_prompt(metric: Metric) -> str:
     return "tau" if metric == "probe_tau" else metric
 
 
-def _estimate(lines: Lines, metric: str) -> Estimate | None:
-    """None where the metric is 0."""
-    weights = [line[WEIGHTS[metric]] for line in lines]
-    return log_ratio([weight * line[metric] for weight, line in zip(weights, lines, strict=True)], weights)
-
-
-def _together(differences: Sequence[Estimate]) -> JointTest:
-    if not differences:
+def _together(pairs: Sequence[tuple[Array, Array]]) -> JointTest:
+    if not pairs:
         return JointTest(np.ones(0), math.inf, 1.0)
-    return joint_test(np.stack([difference.contributions for difference in differences], axis=1))
+    return joint_test(*(np.stack(side, axis=1) for side in zip(*pairs, strict=True)))
 
 
 def _write(path: Path, found: Sequence[Ranked], metric: str) -> None:

@@ -33,28 +33,58 @@ def test_patterns_are_all_of_them_once_up_to_14_prompts_and_draws_beyond() -> No
     assert sign_patterns(40).shape == (10_000, 40)
 
 
-def test_one_comparison_is_the_exact_sign_flip_test() -> None:
-    """All five differences have one sign: 2 of the 2^5 patterns are as extreme, and none can be more."""
-    found = joint_test(np.array([[1.0], [2], [3], [4], [5]]))
+def pairs_of(logs: Array, rows: list[tuple[int, int]]) -> tuple[Array, Array]:
+    """Seconds of the second and of the first of each pair of rows, from log seconds [prompts, rows]."""
+    seconds = np.exp(logs)
+    return seconds[:, [j for _, j in rows]], seconds[:, [i for i, _ in rows]]
+
+
+def against_one(logs: Array) -> tuple[Array, Array]:
+    """Rows against a plain target of a second a prompt."""
+    return np.ones_like(logs), np.exp(logs)
+
+
+def test_one_comparison_is_the_exact_swap_test() -> None:
+    """All five prompts take longer on one side: 2 of the 2^5 patterns are as extreme, and none can be more."""
+    found = joint_test(np.array([[1.1], [2.2], [3.4], [4.5], [5.7]]), np.array([[1.0], [2], [3], [4], [5]]))
     assert found.p_values == pytest.approx([2 / 32])
     assert found.smallest_p == 2 / 32
     assert found.critical == math.inf, "five prompts can show nothing"
 
 
-def test_p_values_by_brute_force_over_patterns() -> None:
-    """max |t| with t = mean / (s / sqrt(n)), for three columns of which one misses a prompt."""
-    values = np.random.default_rng(0).normal(0.3, 1, (7, 3))
-    values[2, 1] = math.nan
+def test_p_values_by_brute_force_over_swaps() -> None:
+    """Both sides of some prompts exchanged, ratio and dispersion taken anew; one of three columns misses a prompt.
 
-    def largest(signs: Array) -> list[float]:
-        columns = [(signs * column)[np.isfinite(column)] for column in values.T]
-        return [abs(y.mean()) / y.std(ddof=1) * math.sqrt(len(y)) for y in columns]
+    The observed t has the estimate's standard error (HC3), those of the swaps the plain one.
+    """
+    generator = np.random.default_rng(0)
+    theirs, ours = np.exp(generator.normal(0.3, 0.5, (7, 3))), np.exp(generator.normal(0, 0.5, (7, 3)))
+    theirs[2, 1] = ours[2, 1] = math.nan
+
+    def plain_t(a: Array, b: Array) -> float:
+        z = len(a) * (a / a.sum() - b / b.sum())
+        return float(abs(math.log(a.sum() / b.sum())) / z.std(ddof=1) * math.sqrt(len(a)))
+
+    def largest(signs: Array) -> float:
+        swap = (signs < 0)[:, None]
+        sides = np.where(swap, ours, theirs), np.where(swap, theirs, ours)
+        columns = zip(sides[0].T, sides[1].T, strict=True)
+        return max(plain_t(a[np.isfinite(a)], b[np.isfinite(b)]) for a, b in columns)
 
     every = [largest(signs) for signs in sign_patterns(7)]
-    expected = [np.mean([max(one) >= observed * (1 - 1e-9) for one in every]) for observed in every[0]]
-    found = joint_test(values)
+    estimates = [log_ratio(a[np.isfinite(a)], b[np.isfinite(b)]) for a, b in zip(theirs.T, ours.T, strict=True)]
+    observed = [abs(one.log) / one.standard_error for one in estimates if one]
+    every[0] = max(every[0], *observed)
+    expected = [np.mean([one >= own * (1 - 1e-9) for one in every]) for own in observed]
+    found = joint_test(theirs, ours)
     assert found.p_values == pytest.approx(expected)
-    assert [t > found.critical for t in every[0]] == [p < 0.05 for p in found.p_values]
+    assert [t > found.critical for t in observed] == [p < 0.05 for p in found.p_values]
+
+
+def test_a_side_that_is_the_other_one_never_differs_and_a_constant_factor_always_does() -> None:
+    seconds = np.random.default_rng(0).uniform(1, 2, (8, 1))
+    found = joint_test(np.hstack([seconds, 2 * seconds]), np.hstack([seconds, seconds]))
+    assert found.p_values == pytest.approx([1.0, 2 / 2**8])
 
 
 def test_a_planted_difference_is_found_beside_many_others_and_nothing_else_is() -> None:
@@ -66,39 +96,44 @@ def test_a_planted_difference_is_found_beside_many_others_and_nothing_else_is() 
     for _ in range(40):
         logs = generator.normal(0, 0.1, (12, 28)) + generator.normal(0, 0.3, (12, 1))
         logs[:, 0] += math.log(2)
-        differs = joint_test(np.stack([logs[:, i] - logs[:, j] for i, j in rows], axis=1)).p_values < 0.05
+        differs = joint_test(*pairs_of(logs, rows)).p_values < 0.05
         found.append(differs[planted].all())
         false.append(differs[~planted].any())
     assert np.mean(found) >= 0.95
     assert np.mean(false) <= 0.1
 
 
-def test_no_difference_among_many_is_no_difference() -> None:
-    """Family-wise error of 300 families of 30 correlated comparisons: 5 %, standard error 1.3 %."""
+@pytest.mark.parametrize("skewed", [False, True])
+def test_no_difference_among_many_is_no_difference(skewed: bool) -> None:
+    """Family-wise error of 300 families of all pairs of 8 equal rows: at most 5 %, standard error 1.3 %."""
     generator = np.random.default_rng(1)
-    false = [
-        (
-            joint_test(generator.normal(0, 0.1, (10, 30)) + generator.normal(0, 0.1, (10, 1))).p_values < 0.05
-        ).any()
-        for _ in range(300)
-    ]
+    rows = [(i, j) for i in range(8) for j in range(i)]
+    false = []
+    for _ in range(300):
+        own = generator.exponential(0.3, (10, 8)) if skewed else generator.normal(0, 0.1, (10, 8))
+        logs = own + generator.normal(0, 0.5, (10, 1))
+        false.append((joint_test(*pairs_of(logs, rows)).p_values < 0.05).any())
     assert np.mean(false) <= 0.09
 
 
 def an_estimate(n: int, deviation: float) -> Estimate:
+    """Of prompts of equal weight: each one's leverage is 1 / n."""
     values = np.linspace(-1, 1, n)
-    return Estimate(0.0, deviation * values / values.std(ddof=1))
+    return Estimate(0.0, deviation * values / values.std(ddof=1) / (1 - 1 / n))
 
 
 @pytest.mark.parametrize(("n", "n_families"), [(6, 400), (12, 300), (20, 150)])
 def test_the_minimum_detectable_difference_is_found_80_times_in_a_hundred(n: int, n_families: int) -> None:
     """By the very test, of one of 20 comparisons: standard error 2 to 3 %."""
     empty = np.random.default_rng(n).normal(0, 0.05, (n_families, n, 20))
-    reach = float(np.median([reach_of(values, joint_test(values).critical) for values in empty[:5]]))
+    tests = [joint_test(*against_one(values)) for values in empty[:5]]
+    reach = float(
+        np.median([reach_of(values, one.critical) for values, one in zip(empty[:5], tests, strict=True)])
+    )
     stated = minimum_detectable_difference(an_estimate(n, 0.05), reach)
     assert stated
     empty[:, :, 0] += math.log1p(stated)
-    found = [joint_test(values).p_values[0] < 0.05 for values in empty]
+    found = [joint_test(*against_one(values)).p_values[0] < 0.05 for values in empty]
     assert 0.73 <= np.mean(found) <= 0.9
 
 
@@ -109,8 +144,8 @@ def test_nothing_is_detectable_with_too_few_prompts() -> None:
 
 def test_planning_and_its_inverse_agree() -> None:
     n = prompts_needed(0.03, 0.05)
-    values = np.random.default_rng(0).normal(size=(n, 1))
-    reach = reach_of(values, joint_test(values).critical)
+    values = np.random.default_rng(0).normal(0, 0.05, (n, 1))
+    reach = reach_of(values, joint_test(*against_one(values)).critical)
     assert minimum_detectable_difference(an_estimate(n, 0.05), reach) == pytest.approx(0.03, rel=0.06)
     assert prompts_needed(0.03, 0.05, level=0.05 / 28) > 1.5 * n
     assert prompts_needed(1.0, 0.001) == 6, "fewer prompts can show nothing"
