@@ -211,7 +211,8 @@ def _power(n: int, bound: float, shift: float) -> float:
 def prompts_needed(difference: float, deviation: float, *, level: float = LEVEL) -> int:
     """Prompts that show a relative ``difference`` at a two-sided ``level``, for a deviation of log ratios over prompts.
 
-    For the largest of m comparisons take the level 0.05 / m. At least so many that a sign-flip test can reach it.
+    For the largest of m comparisons take the level 0.05 / m. By Student's test with the error s / sqrt(n - 1) that
+    :func:`joint_test` has; at least so many that swaps within prompts can reach the level.
     """
     effect = math.log1p(difference)
     least = math.ceil(math.log2(2 / level)) + (math.log2(2 / level).is_integer())
