@@ -72,7 +72,8 @@ def write_parquet(run: Path) -> Path:
 def write_csv(run: Path) -> Path:
     """Write records.csv, lists as JSON text, and each table of the report as tables/NAME.csv.
 
-    A spreadsheet takes a cell that begins with = + - @ for a formula: a text that does is preceded by a quote.
+    A spreadsheet takes a cell that begins with = + - @ for a formula: a text that does, and is no number, is
+    preceded by a quote.
     """
     frame = records_frame(run).map(_cell)
     with atomic_path(run / "records.csv") as partial:

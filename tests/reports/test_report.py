@@ -111,11 +111,11 @@ def test_tables_keep_their_columns_whatever_the_names_hold(make_run: Callable[..
 def test_no_cell_of_a_table_is_a_formula(make_run: Callable[..., Path]) -> None:
     run = make_run()
     records = list(read_records(run / RECORDS_FILE))
-    texts = ["=1+1", "+1", "-1", "@x", " =1", "a=b", "\x1b[2J"]
+    texts = ["=1+1", "+1+1", "-1", "@x", " =1", "a=b", "\x1b[2J"]
     lines = [record_line(replace(record, text=text)) for record, text in zip(records, texts, strict=False)]
     (run / RECORDS_FILE).write_text("".join(lines), encoding="utf-8")
     written = pd.read_csv(write_csv(run), dtype=str)["text"].tolist()
-    assert written == ["'=1+1", "'+1", "'-1", "'@x", "' =1", "a=b", "\\x1b[2J"][: len(written)]
+    assert written == ["'=1+1", "'+1+1", "-1", "'@x", "' =1", "a=b", "\\x1b[2J"][: len(written)]
     assert len(written) == len(texts)
 
 
