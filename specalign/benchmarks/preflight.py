@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
 
+from specalign.analysis.verdict import MAX_BUSY
 from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.prompts import columns, encoded
 from specalign.benchmarks.runtime import resolve_runtime
@@ -19,12 +21,16 @@ from specalign.models.load import BITS, check_weights, require_bitsandbytes, res
 from specalign.models.mask_token import masks_of
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
 from specalign.preflight import Caution, Check, Finding, examine
+from specalign.provenance import BusyMeter
 
+LOOK_S = 1.0
+"""Seconds that others are watched for before a run."""
+UNTRUSTED = "speed-ups measured now will not be trusted"
 Outlined = Callable[[], models.Outline]
 
 
 def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
-    """Check a run; ``data`` looks at a few rows too, which a run need not: it reads all of them first."""
+    """Check a run; ``data`` looks at a few rows and at the load too, which a run need not: it does so itself."""
     target: Outlined = cache(
         lambda: models.outline(config.target.model, trust_remote_code=config.target.trust_remote_code)
     )
@@ -52,7 +58,9 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
         makes = _head_checks if is_head(named_drafters(config)[name]) else _drafter_checks
         checks += makes(config, name, drafter, target)
     checks.append(("memory", lambda: _memory(config, target(), [load() for load in drafters.values()])))
-    return examine([*checks, *(_data_checks(config, target) if data else [])])
+    if data:
+        checks += [*_data_checks(config, target), ("quiet machine", _quiet)]
+    return examine(checks)
 
 
 def _drafter(name: str, path: str, target: Outlined) -> models.Outline:
@@ -136,6 +144,15 @@ def _head_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outl
         (f"{name}: trained for", lambda: named(lambda head: check_verifier(head, config.target.model))),
         (f"{name}: context", lambda: _context(config, drafter())),
     ]
+
+
+def _quiet() -> str | Caution:
+    """Whether times that are taken now will pass the check of the same name in the report."""
+    load = BusyMeter()
+    time.sleep(LOOK_S)
+    taken = load.others() or 0.0
+    found = f"other processes take {taken:.0%} of the processor"
+    return Caution(f"{found}: {UNTRUSTED}") if taken > MAX_BUSY else found
 
 
 def _rule(config: BenchConfig) -> str:

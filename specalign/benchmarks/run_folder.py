@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +14,9 @@ import torch
 from specalign import folders
 from specalign.analysis.load_rows import load_rows
 from specalign.analysis.summary import summarise
-from specalign.analysis.verdict import trust_checks
+from specalign.analysis.verdict import MAX_BUSY, trust_checks
 from specalign.benchmarks.config import BenchConfig, check, named_drafters
-from specalign.benchmarks.preflight import findings
+from specalign.benchmarks.preflight import UNTRUSTED, findings
 from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
 from specalign.chain import continued
 from specalign.config import as_table, flat
@@ -87,6 +88,7 @@ def _fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Benc
     if config.threads:
         torch.set_num_threads(config.threads)  # with servers too: differences are judged here
     decoding = begin(config)
+    _warn_of_others(decoding.provenance["hardware"]["busy_before"])
     result = _opening(config, decoding, checkpoints)
     _prepare(config, before, result)
     result = continued(before, result, config.output)
@@ -101,6 +103,12 @@ def _fill(config: BenchConfig, begin: Callable[[BenchConfig], Decoding]) -> Benc
     result = _closing(_ended(result, "complete", load), decoding, config.output)
     write_result(config.output, result)
     return result
+
+
+def _warn_of_others(taken: float) -> None:
+    """Say before the time is spent what the report would say of a busy machine after it."""
+    if taken > MAX_BUSY:
+        say(f"specalign-bench: other processes take {taken:.0%} of the processor: {UNTRUSTED}", file=sys.stderr)
 
 
 def append_probes(folder: Path, probes: Sequence[Probe]) -> None:

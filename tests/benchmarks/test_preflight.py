@@ -33,6 +33,24 @@ def test_the_table_names_every_check(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("taken", "verdict"), [(0.1, "ok"), (0.6, "note")])
+def test_a_busy_machine_is_noted_before_anything_runs(
+    taken: float, verdict: str, bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specalign.benchmarks.preflight.BusyMeter.others", lambda _self: taken)
+    checks = {finding.check: finding for finding in findings(parse_run(bench()[1:]), data=True)}
+    assert checks["quiet machine"].verdict == verdict
+    assert f"{taken:.0%}" in checks["quiet machine"].detail
+
+
+def test_a_run_on_a_busy_machine_says_so_at_its_start(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("psutil.cpu_percent", lambda interval: 60.0)
+    run(parse_run(bench("--limit", "1", drafters=())[1:]))
+    assert "other processes take 60% of the processor" in capsys.readouterr().err
+
+
 def test_a_check_that_fails_is_exit_code_2(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["check", *bench("--data.document", "title", drafters=("foreign",))[1:]]
     assert run_cli("specalign-bench", lambda: main(words)) == 2
@@ -50,7 +68,7 @@ def test_a_check_that_fails_is_exit_code_2(bench: Bench, capsys: pytest.CaptureF
 @pytest.mark.parametrize("path", sorted(FOLDER.glob("*.toml")), ids=lambda path: path.stem)
 def test_every_shipped_suite_checks_and_starts(path: Path, bench: Bench, tmp_path: Path) -> None:
     """With tiny models and data of its own in the place of what it names; one prompt."""
-    words = [*bench("--limit", "1", drafters=("small",))[1:], "--suite", str(path)]
+    words = [*bench("--limit", "1", "--data.category", "", drafters=("small",))[1:], "--suite", str(path)]
     config = parse_run(words)
     assert {finding.verdict for finding in findings(config, data=True)} <= {"ok", "note"}
     result = run(config)
