@@ -4,7 +4,7 @@ VENV ?= .venv
 VLLM ?= .venv-vllm
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-DEMO_DRAFTERS := untrained aligned sft gkd distillspec contrastive
+DEMO_ARMS := jsd rank
 BUDGET ?= 24_000
 SEEDS ?= 0 1 2
 PROMPTS ?= 12
@@ -20,10 +20,14 @@ STUDY_SINGLE := untrained aligned broken_start four_layers full_head
 help: ## show this help
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (allow half an hour on 2 cores)
+demo: $(INSTALLED) ## train drafters for SmolLM2-135M, benchmark them, write reports/demo/report.md (ten minutes on 2 quiet cores)
+	@echo "About ten minutes on 2 quiet cores: two for the target's texts and states, under two to train a head with each of two"
+	@echo "objectives, four to decode with them next to the plain target."
+	$(BIN)/specalign-bench check --suite benchmarks/demo.toml
 	$(BIN)/specalign-train --recipe training/demo.toml --output runs/demo
 	$(BIN)/specalign-bench run --suite benchmarks/demo.toml --output reports/demo \
-		$(foreach name,$(DEMO_DRAFTERS),--drafter $(name)=runs/demo/$(name))
+		$(foreach arm,$(DEMO_ARMS),--drafter $(arm)=runs/demo/$(arm)) \
+		--compose $(foreach arm,$(DEMO_ARMS),copy_$(arm)=suffix_lookup+$(arm))
 
 study: $(INSTALLED) ## every objective on equal budgets, benchmarked and compared (about 2 hours on 2 cores; BUDGET=3_000 SEEDS="0 1" PROMPTS=2 for a first look)
 	$(BIN)/specalign-train --recipe training/study.toml --output runs/study \

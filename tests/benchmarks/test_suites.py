@@ -43,7 +43,7 @@ def test_shipped_suites_load(path: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_flag_wins_over_the_suite_and_the_suite_over_the_default() -> None:
     config = parse_run(["--suite", str(FOLDER / "demo.toml"), "--data.limit", "2"])
     assert config.data.limit == 2
-    assert config.decoding.gammas == (3,)
+    assert config.decoding.gammas == (1, 3)
     assert config.seed == 0
     assert config.output == Path("reports/demo")
 
