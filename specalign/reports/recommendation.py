@@ -77,16 +77,16 @@ def _standing(row: SummaryRow) -> str:
     """Why: the acceptance rate reached and needed, and what a step costs."""
     if row.alpha_counted is None:
         return ""
+    accepted = f" Its drafts are accepted at a rate of {number(row.alpha_counted.value)}"
+    if row.c is None or row.verify_ratio is None:  # drafts of no one length have no one break-even
+        return f"{accepted}."
     need = (
         "no acceptance rate would do"
         if row.break_even_alpha is None
         else f"break-even is {row.break_even_alpha:.2f}"
     )
-    cost = ""
-    if row.c is not None and row.verify_ratio is not None:
-        verifying = f"verifying {row.gamma + 1} positions {row.verify_ratio:.2f} target calls"
-        cost = f" (a draft token costs {row.c:.2f} and {verifying})"
-    return f" Its drafts are accepted at a rate of {number(row.alpha_counted.value)}, {need}{cost}."
+    verifying = f"verifying {row.gamma + 1} positions {row.verify_ratio:.2f} target calls"
+    return f"{accepted}, {need} (a draft token costs {row.c:.2f} and {verifying})."
 
 
 def setting(result: BenchmarkResult) -> list[Paragraph]:

@@ -59,6 +59,13 @@ def test_says_plainly_that_nothing_is_faster(make_run: Callable[..., Path]) -> N
     assert "break-even is 0.57" in top
 
 
+def test_what_drafts_of_no_one_length_cost_is_not_said(make_run: Callable[..., Path]) -> None:
+    rows = [replace(row, c=None, break_even_alpha=None) for row in read_result(make_run()).rows]
+    top = build_report(make_run("adaptive", rows=rows)).read_text(encoding="utf-8")
+    assert "Its drafts are accepted at a rate of" in top
+    assert "no acceptance rate would do" not in top
+
+
 def test_few_prompts_are_said_to_show_nothing(make_run: Callable[..., Path]) -> None:
     bare = [
         replace(row, speedup_joint=row.speedup and Interval(row.speedup.value))
