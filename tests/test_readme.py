@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from specalign.analysis.held_out import HeldOut, compare, mean, read_held_out
 from specalign.analysis.study import read_study
 from specalign.benchmarks.cli import COMMANDS, parse_run
+from specalign.reports.rows import draft_length
 from specalign.reports.study import answer
 from specalign.reports.tables import bounds, escape
+from specalign.results import SummaryRow
 from specalign.run_files import read_result
 from specalign.training.cli import COMMANDS as TRAIN_COMMANDS
 from specalign.training.cli import configs
@@ -66,24 +69,58 @@ def test_the_tree_names_every_folder() -> None:
     assert packages | top | {"tests", "docs", "reports"} <= named
 
 
+DEMO = ROOT / "reports" / "2026-11-27_demo_cpu-2core"
+PAIR = ROOT / "reports" / "2026-11-27_qwen-pair_cpu-2core"
 SEEDS = ROOT / "reports" / "2026-11-25_study-long-seeds_cpu-2core"
 
 
 def test_the_table_comes_out_of_the_published_result() -> None:
-    shown = README.split("<!-- long study table: begin -->")[1].split("<!-- long study table: end -->")[0]
-    rows = {(row.method, row.temperature): row for row in read_result(SEEDS).rows if row.kind != "target"}
-    methods = dict.fromkeys(method for method, _ in rows)
+    shown = README.split("<!-- demo table: begin -->")[1].split("<!-- demo table: end -->")[0]
+    rows = [row for row in read_result(DEMO).rows if row.kind != "target"]
     _header, _rule, *lines = shown.strip().splitlines()
-    assert len(lines) == len(methods)
-    for method, line in zip(methods, lines, strict=True):
-        cells = [escape(method)]
-        for row in (rows[method, 0.0], rows[method, 1.0]):
-            assert row.speedup
-            assert row.alpha_counted
-            assert row.break_even_alpha is not None
-            cells.append(escape(f"{row.speedup.value:.2f}x {bounds(row.speedup_joint)}"))
-            cells.append(f"{row.alpha_counted.value:.2f} / {row.break_even_alpha:.2f}")
-        assert line == f"| {' | '.join(cells)} |"
+    assert lines == [_line(row) for row in sorted(rows, key=_speed, reverse=True)]
+
+
+def test_what_the_pair_came_to_is_that_of_its_files() -> None:
+    """README's and the study's figures of Qwen2.5-Coder, and the table of what distillation adds."""
+    found = read_held_out(PAIR)
+    shown = STUDY.split("<!-- pair held out: begin -->")[1].split("<!-- pair held out: end -->")[0]
+    for line in shown.strip().splitlines()[2:]:
+        arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == [*_held_out(found, arm, "alpha"), *_held_out(found, arm, "agreement")]
+    stock = next(row for row in read_result(PAIR).rows if (row.method, row.gamma) == ("untrained-0", 3))
+    assert stock.speedup
+    assert f"{stock.speedup.value:.2f}x {bounds(stock.speedup_joint)} at γ = 3" in STUDY
+    assert f"{stock.speedup.value:.2f} times as fast" in README
+    assert f"α of {mean(found['untrained']['seed-0'], 'alpha'):.3f}" in README.replace("\n  ", " ")
+
+
+def _held_out(found: HeldOut, arm: str, figure: str) -> list[str]:
+    value = f"{mean(found[arm]['seed-0'], figure):.3f}"
+    if arm == "untrained":
+        return [value, "–"]
+    over = compare(found, arm, "untrained", figure).difference
+    return [value, f"{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"]
+
+
+def test_the_demos_best_is_named_first() -> None:
+    best = max((row for row in read_result(DEMO).rows if row.kind != "target"), key=_speed)
+    assert f"{_speed(best):.2f} times the plain target's speed" in README
+
+
+def _speed(row: SummaryRow) -> float:
+    assert row.speedup
+    return row.speedup.value
+
+
+def _line(row: SummaryRow) -> str:
+    assert row.speedup
+    assert row.alpha_counted
+    needed = "–" if row.c is None or row.break_even_alpha is None else f"{row.break_even_alpha:.2f}"
+    speed = escape(f"{row.speedup.value:.2f}x {bounds(row.speedup_joint)}")
+    return (
+        f"| {escape(row.method)} | {draft_length(row)} | {speed} | {row.alpha_counted.value:.2f} / {needed} |"
+    )
 
 
 def test_readmes_answer_is_that_of_the_study() -> None:
