@@ -250,7 +250,7 @@ def work_seconds(spent: dict[str, float]) -> Iterator[None]:
 
     places: list[tuple[Any, str, str]] = [
         (Writer, "_write", "generate"),
-        (loop, "states", "forward"),
+        (loop, "observed", "forward"),
         (scoring, "states", "forward"),
         (scoring, "chunked_loss", "forward"),
         (torch.Tensor, "backward", "backward"),
