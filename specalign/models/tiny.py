@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -70,6 +72,8 @@ def _untrained(family: str, sizes: dict[str, Any]) -> PreTrainedModel:
     elif family == "qwen2":
         config = Qwen2Config(**sizes, use_sliding_window=True, sliding_window=5, max_window_layers=1)
         model = Qwen2ForCausalLM(config)
+    elif family == "qwen3":  # norms on queries and keys
+        model = Qwen3ForCausalLM(Qwen3Config(**sizes))
     elif family == "gemma2":
         model = Gemma2ForCausalLM(Gemma2Config(**sizes, **WINDOWS, **EAGER))
     elif family == "gemma3":

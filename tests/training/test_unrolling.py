@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 
+from specalign.decoding import DraftCosts, EagleDrafter, generate
+from specalign.decoding.drafters import Drafting, Kind, MakeStepper, Proposer, TokenByToken
+from specalign.decoding.sampling import Sampling
+from specalign.decoding.session import Session
 from specalign.losses import objective
 from specalign.models.eagle import EagleHead
 from specalign.models.eagle_start import head_config, new_head
@@ -20,6 +27,8 @@ from specalign.training.unrolling import seen, unrolled
 from specalign.training.validation import Validation, windows
 
 READS = (0, 1, 3)
+PROMPTS = [[5, 9, 31, 7, 7, 12, 9], [3, 8], [17, 4, 30], [8, 9, 10]]
+N_NEW, GAMMA = 24, 4
 ROWS = [Row((5, 6, 7, 20, 21, 9, 11, 30), 3), Row((8, 9, 10, 11, 12, 13), 2), Row((30, 31, 32, 4), 3)]
 
 
@@ -30,6 +39,11 @@ def teacher(request: pytest.FixtureRequest) -> PreTrainedModel:
 
 @pytest.fixture(scope="module")
 def head(teacher: PreTrainedModel) -> EagleHead:
+    return noisy_head(teacher)
+
+
+def noisy_head(teacher: PreTrainedModel) -> EagleHead:
+    """Over 30 of 40 ids; far from uniform."""
     made = new_head(teacher, head_config(teacher.config, READS, 30), torch.arange(2, 32), seed=2)
     with torch.no_grad():
         for parameter in made.layers.parameters():
@@ -38,72 +52,134 @@ def head(teacher: PreTrainedModel) -> EagleHead:
     return made
 
 
-def stepped(head: EagleHead, text: tuple[int, ...], read: Tensor, base: int, n_steps: int) -> list[Tensor]:
-    """Logits [V'] of a draft after entry ``base``, with a cache as an engine has it: one token at a time."""
-    cache = DynamicCache()
-    ids = torch.tensor([text])
-    found: list[Tensor] = []
-    true = range(base + 1)
-    hidden = head.project(read[: base + 1])[None]
-    output = head(
-        ids[:, 1 : base + 2],
-        hidden,
-        position_ids=torch.tensor([[*true]]),
-        attention_mask=None,
-        past_key_values=cache,
-    )
-    for place in range(base, base + n_steps):
-        found.append(head_of(head)(head.head_input(output[0, -1])))
-        if place + 2 >= len(text):
-            break
-        output = head(
-            ids[:, place + 2 : place + 3],
-            output[:, -1:],
-            position_ids=torch.tensor([[place + 1]]),
-            attention_mask=torch.ones(1, 1, 1, place + 2, dtype=torch.bool),
-            past_key_values=cache,
-        )
-    return found
-
-
 def drafted(head: EagleHead, layout: Layout, n_steps: int) -> list[Tensor]:
     return [head_of(head)(step) for step in unrolled(head, layout, n_steps)]
 
 
-@torch.no_grad()
-def largest_difference(head: EagleHead, teacher: PreTrainedModel, layout: Layout, n_steps: int = 4) -> float:
-    """Between unrolled logits and those of real drafts, over every draft that ends at a scored token."""
-    found = drafted(head, layout, n_steps)
-    exact, _ = observed(teacher, lay_out(ROWS, packed=True), READS)
-    assert exact.read is not None
-    worst, index, n_compared = 0.0, 0, 0
-    for row, read in zip(ROWS, exact.read, strict=True):
-        for place in range(row.n_prompt, len(row.trunk)):
-            for step in range(n_steps):
-                base = place - 2 - step
-                if base >= 0:
-                    real = stepped(head, row.trunk, read, base, step + 1)[step]
-                    worst = max(worst, float((found[step][index] - real).abs().max()))
-                    n_compared += 1
-            index += 1
-    assert n_compared == 29
-    return worst
+class Told:
+    """A head in the engine that proposes what it is told: mostly what the text goes on with."""
+
+    kind: ClassVar[Kind] = "model"
+    adaptive: ClassVar[None] = None
+    alone: ClassVar[None] = None
+
+    def __init__(self, drafter: EagleDrafter, texts: list[list[int]]) -> None:
+        self.drafter, self.texts, self.reads = drafter, texts, drafter.reads
+        self.drafted: dict[tuple[int, int, int], Tensor] = {}
+        """(text, place, step) -> the head's logits [V'] for the token at ``place``, in this step of a draft that the
+        text agrees with so far."""
+
+    def with_costs(self, _costs: DraftCosts | None) -> Told:
+        return self
+
+    def made_ready(self, _make: MakeStepper) -> Told:
+        return self
+
+    def start(
+        self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
+    ) -> Drafting:
+        drafting = self.drafter.start(prompts, n_new, sampling, target)
+        assert isinstance(drafting, TokenByToken)
+        drafting.rows = ToldRows(drafting.rows, self)
+        return drafting
 
 
-def test_unrolled_logits_are_those_of_real_drafts(head: EagleHead, teacher: PreTrainedModel) -> None:
-    layout, _ = observed(teacher, lay_out(ROWS, packed=True), READS)
-    assert largest_difference(head, teacher, layout) < 1e-9
+class ToldRows:
+    """The head's own rows: only which token follows is not its choice."""
+
+    sampling = Sampling(0.0)
+
+    def __init__(self, rows: Proposer, told: Told) -> None:
+        self.rows, self.told, self.device = rows, told, rows.device
+        self.within_context, self.keep = rows.within_context, rows.keep
+        self.ids: Any = self
+
+    def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
+        begun = [[n for n, text in enumerate(self.told.texts) if text[: len(s)] == s] for s in sequences]
+        self.rows_of = [(number, len(s)) for (number,), s in zip(begun, sequences, strict=True)]
+        self.step, self.agreed = 0, [True] * len(sequences)
+        return self._noted(self.rows.begin(sequences))
+
+    def follow(self, ids: Tensor) -> Tensor:
+        self.step += 1
+        return self._noted(self.rows.follow(ids))
+
+    def likeliest(self, _logits: Tensor) -> Tensor:
+        ids = []
+        for row, (number, length) in enumerate(self.rows_of):
+            wrong = (length + 2 * self.step + number) % 5 == 0
+            self.agreed[row] &= not wrong
+            ids.append((self._text(number, length + self.step) + wrong) % 40)
+        return torch.tensor(ids)
+
+    def _text(self, number: int, place: int) -> int:
+        text = self.told.texts[number]
+        return text[place] if place < len(text) else 0
+
+    def _noted(self, logits: Tensor) -> Tensor:
+        for row, (number, length) in enumerate(self.rows_of):
+            if self.agreed[row] and length + self.step < len(self.told.texts[number]):
+                self.told.drafted[number, length + self.step, self.step] = logits[row]
+        return logits
 
 
-def test_states_shifted_by_one_position_are_found_out(head: EagleHead, teacher: PreTrainedModel) -> None:
-    layout, _ = observed(teacher, lay_out(ROWS, packed=True), READS)
-    assert layout.read is not None
-    shifted = replace(layout, read=layout.read.roll(1, dims=1))
-    assert largest_difference(head, teacher, shifted) > 1e-2
+@dataclass(frozen=True)
+class Decoded:
+    """Texts that the engine decoded with a head, and what it drafted from."""
+
+    head: EagleHead
+    layout: Layout
+    """The texts, with the teacher's states."""
+    drafted: dict[tuple[int, int, int], Tensor]
+
+    def difference(self, layout: Layout) -> float:
+        """The largest one between these logits and the unrolled ones, relative to the largest logit."""
+        with torch.no_grad():
+            steps = drafted(self.head, layout, GAMMA)
+        ours = torch.stack([steps[step][self._index(*where)] for *where, step in self.drafted])
+        theirs = torch.stack(list(self.drafted.values()))
+        return float((ours - theirs).abs().max() / theirs.abs().max())
+
+    def _index(self, number: int, place: int) -> int:
+        """Of the token at ``place`` among the scored ones, which are all but the first two of each text."""
+        return sum(len(prompt) + N_NEW - 2 for prompt in PROMPTS[:number]) + place - 2
 
 
+@cache
+def decoded(family: str) -> Decoded:
+    """In float32, in one ragged batch, with drafts that are accepted, rejected and cut, and rows that leave early."""
+    teacher = make_model(family).float()
+    head = noisy_head(teacher)
+    new = generate(teacher, None, PROMPTS, max_new_tokens=N_NEW, eos=()).token_ids
+    texts = [[*prompt, *ids] for prompt, ids in zip(PROMPTS, new, strict=True)]
+    told = Told(EagleDrafter(head), texts)
+    done = generate(teacher, told, PROMPTS, gamma=GAMMA, max_new_tokens=N_NEW, eos=())
+    assert done.token_ids == new
+    accepted = {(step.n_drafted, step.n_accepted) for row in done.steps for step in row}
+    assert {n for drafted, n in accepted if drafted == GAMMA} >= {0, 1, GAMMA}
+    rows = lay_out([Row(tuple(text), 2) for text in texts], packed=True)
+    return Decoded(head, observed(teacher, rows, READS)[0], told.drafted)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "gemma2", "gemma3"])
+def test_unrolled_logits_are_those_that_the_engine_drafts_from(family: str) -> None:
+    """Token for token, in every step of a draft, whatever was drafted and rejected before it."""
+    found = decoded(family)
+    assert all(sum(step == each for *_, step in found.drafted) >= 10 for each in range(GAMMA))
+    assert found.difference(found.layout) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_states_shifted_by_one_position_are_found_out(family: str) -> None:
+    found = decoded(family)
+    assert found.layout.read is not None
+    shifted = replace(found.layout, read=found.layout.read.roll(1, dims=1))
+    assert found.difference(shifted) > 1e-2
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_a_mask_that_forgets_the_drafts_own_entries_is_found_out(
-    head: EagleHead, teacher: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def forgetful(n: int, step: int, device: torch.device) -> Tensor:
         mask = seen(n, step, device).clone()
@@ -112,8 +188,8 @@ def test_a_mask_that_forgets_the_drafts_own_entries_is_found_out(
         return mask
 
     monkeypatch.setattr("specalign.training.unrolling.seen", forgetful)
-    layout, _ = observed(teacher, lay_out(ROWS, packed=True), READS)
-    assert largest_difference(head, teacher, layout) > 1e-3
+    found = decoded(family)
+    assert found.difference(found.layout) > 1e-3
 
 
 def test_what_a_draft_sees() -> None:
