@@ -17,8 +17,9 @@ from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session, decoder_sequences
 from specalign.metrics.sampled_tokens import Moments, token_moments, total
-from specalign.models.eagle import EagleHead, states_entering
+from specalign.models.eagle import EagleHead
 from specalign.models.heads import Head, head_of, hidden_states
+from specalign.models.states import states_entering
 from specalign.probes import ForcedProbe, Probe, SampledProbe
 from specalign.progress import progress_bar
 from specalign.records import GenerationRecord, record_key

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from specalign.decoding.states import States
 from specalign.decoding.transfer import to_device
+from specalign.models.states import States
 
 Place = slice | tuple[Tensor, Tensor]
 

@@ -66,7 +66,7 @@ class Drafter(Protocol):
 
     @property
     def reads(self) -> tuple[int, ...]:
-        """Layers of the target whose states it reads (:mod:`specalign.decoding.states`); empty: the text alone."""
+        """Layers of the target whose states it reads (:mod:`specalign.models.states`); empty: the text alone."""
 
     @property
     def adaptive(self) -> DraftCosts | None:

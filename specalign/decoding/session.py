@@ -10,12 +10,12 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from specalign.decoding.cache import RowCache
-from specalign.decoding.states import States, reading
 from specalign.decoding.stepper import Stepper
 from specalign.decoding.transfer import to_device
 from specalign.models.attention import attention_for
 from specalign.models.masks import Masks, attention_masks
 from specalign.models.properties import context_limit, decoder_layers, decoder_start_id
+from specalign.models.states import States, reading
 
 
 class Session:
@@ -60,7 +60,7 @@ class Session:
     ) -> Session:
         """Prefill: all of each prompt but its last token, with room for ``n_new`` more.
 
-        ``reads`` are the layers whose states it keeps, call by call (:mod:`specalign.decoding.states`).
+        ``reads`` are the layers whose states it keeps, call by call (:mod:`specalign.models.states`).
 
         The prefill itself runs eagerly, whatever the stepper: its length differs from prompt to prompt.
 

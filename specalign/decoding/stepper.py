@@ -23,13 +23,13 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specalign.decoding.cache import RowCache
-from specalign.decoding.states import States, hooked
 from specalign.decoding.transfer import to_device
 from specalign.models.attention import attention_for
 from specalign.models.heads import Head, head_of, pack_head
 from specalign.models.masks import attention_masks
 from specalign.models.packing import pack_linears
 from specalign.models.properties import context_limit, decoder_layers
+from specalign.models.states import States, read_for_good
 
 Runtime = Literal["eager", "packed", "compiled"]
 ISOLATES = "isolate_recompiles" in signature(torch.compile).parameters
@@ -155,7 +155,7 @@ class CompiledStep:
 
     def __init__(self, model: PreTrainedModel, head: Head, shapes: Shapes, reads: Sequence[int] = ()) -> None:
         self.shapes, self.model, self.reads = shapes, model, tuple(reads)
-        hooked(model, self.reads)  # for good: a graph is compiled again where a layer's hooks change
+        read_for_good(model, self.reads)  # a graph is compiled again where a layer's hooks change
         self.cache = RowCache(len(decoder_layers(model)), shapes.n_rows, shapes.capacity)
         self.graphs = Graphs(_Step(model, head, shapes.capacity, self.reads), self.cache, shapes, model.device)
 

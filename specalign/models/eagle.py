@@ -9,8 +9,8 @@ family is, since that is what vLLM and SGLang serve; config and weights are name
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from transformers.models.llama.modeling_llama import (
 
 from specalign.errors import UserError
 from specalign.models.load import local_folder, resolve_model
-from specalign.models.properties import decoder_layers
 from specalign.models.weights import quiet_loading, require_finite, require_fit, require_whole_files
 
 
@@ -174,35 +173,6 @@ class EagleHead(PreTrainedModel):
     def head_input(self, output: Tensor) -> Tensor:
         """What :func:`specalign.models.heads.head_of` is applied to [..., h]."""
         return self.norm(output)
-
-
-@contextmanager
-def states_entering(model: PreTrainedModel, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
-    """Catch, in each forward pass while the context lasts, what enters ``layers`` [B, T, h].
-
-    Layer n, of n, means what leaves the last one. Nothing is copied.
-    """
-    stack = decoder_layers(model)
-    caught: dict[int, Tensor] = {}
-
-    def catch(place: int) -> Any:
-        def before(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            caught[place] = args[0] if args else kwargs["hidden_states"]
-
-        return before
-
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
-        caught[len(stack)] = output if isinstance(output, Tensor) else output[0]
-
-    with ExitStack() as hooks:
-        for place in layers:
-            handle = (
-                stack[-1].register_forward_hook(after)
-                if place == len(stack)
-                else stack[place].register_forward_pre_hook(catch(place), with_kwargs=True)
-            )
-            hooks.callback(handle.remove)
-        yield caught
 
 
 def is_head(name: str) -> bool:

@@ -24,10 +24,11 @@ from transformers import PreTrainedModel
 
 from specalign.config import cache_dir
 from specalign.models.alignment import float64_device
-from specalign.models.eagle import EagleHead, states_entering
+from specalign.models.eagle import EagleHead
 from specalign.models.heads import hidden_states
 from specalign.models.properties import decoder_layers
 from specalign.models.regression import Samples, Sums, accumulate, relative_error, solve
+from specalign.models.states import states_entering
 
 Batch = tuple[Tensor, ...]
 """(input_ids, attention_mask) [B, T], right-padded."""

@@ -13,9 +13,10 @@ from transformers import PreTrainedModel
 
 from specalign.losses import Objective, chunked_loss, overlap
 from specalign.losses.chunked import chunk_bytes
-from specalign.models.eagle import EagleHead, states_entering
+from specalign.models.eagle import EagleHead
 from specalign.models.heads import Head, common_heads, head_of, hidden_states, known_ids
 from specalign.models.masks import attention_masks
+from specalign.models.states import states_entering
 from specalign.training.rows import Layout
 from specalign.training.unrolling import unrolled
 

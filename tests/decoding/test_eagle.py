@@ -27,9 +27,10 @@ from specalign.decoding.drafters import TokenByToken
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.errors import UserError
-from specalign.models.eagle import EagleHead, states_entering
+from specalign.models.eagle import EagleHead
 from specalign.models.heads import head_of
 from specalign.models.packing import can_pack
+from specalign.models.states import states_entering
 from tests.decoding.kinds import tiny_head
 
 Build = Callable[..., PreTrainedModel]

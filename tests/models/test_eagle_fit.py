@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specalign.models.eagle import EagleHead, states_entering
+from specalign.models.eagle import EagleHead
 from specalign.models.eagle_fit import Fit, fit_head
 from specalign.models.eagle_start import head_config, new_head
 from specalign.models.heads import head_of, hidden_states
+from specalign.models.states import states_entering
 from specalign.models.tiny import make_model
 
 READS = (0, 1, 3)
