@@ -17,7 +17,7 @@ from specalign.benchmarks.prompts import Talks, columns, encoded, turns, within
 from specalign.benchmarks.runtime import make_ready
 from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
-from specalign.data.turns import Turns, end_of_turn
+from specalign.data.turns import THINKING, Turns, end_of_turn
 from specalign.decoding import WITHOUT_MODEL, Drafter, EagleDrafter, Stepper, drafter_of, make_stepper
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.probe import require_decodable
@@ -44,9 +44,6 @@ from specalign.provenance import references_sha256, weights_sha256
 from specalign.records import GenerationRecord
 from specalign.results import TARGET, ModelInfo
 from specalign.terminal import say
-
-THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
-"""What tokenizers call the tokens around thinking."""
 
 
 @dataclass(frozen=True)

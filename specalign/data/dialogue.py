@@ -1,7 +1,8 @@
 """Conversations as token ids: which of them the assistant wrote, and how long ones are cut.
 
 An answer is found by the template itself. Messages 1..k, written up to where the model goes on, are the prompt of
-answer k+1; the ids by which messages 1..k+1 are longer are the answer. Nothing is searched for in texts.
+answer k+1; the ids by which messages 1..k+1 are longer are the answer. Nothing is searched for in texts. Where a
+template rewrites answers when a conversation goes on, no text has all of them as they were given: each has its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from specalign.data.conversations import Message
 from specalign.data.cutting import cut_before, token_starts
 from specalign.data.examples import Example, RowError
-from specalign.data.turns import Turns
+from specalign.data.turns import ASKED, PROBE, THINKING, Turns
 
 KEPT = ("system", "developer")
 """Roles of the messages at the beginning that are never cut."""
@@ -87,7 +88,7 @@ def answer_ids(dialogue: Dialogue, answer: Message, turns: Turns, end: int | Non
     elif (text := longer.text(turns, goes_on=False)).startswith(begun):
         found = _up_to(turns.text_ids(text[len(begun) :]), end)
     elif answer.get("tool_calls"):
-        raise RowError("the chat template does not write its last tool call where it lets the model go on")
+        raise RowError("the chat template does not write a tool call where it lets the model go on")
     else:
         found = turns.text_ids(answer["content"])
     return found if end is None or found[-1:] == [end] else [*found, end]
@@ -95,14 +96,14 @@ def answer_ids(dialogue: Dialogue, answer: Message, turns: Turns, end: int | Non
 
 def with_earlier_spans(
     dialogue: Dialogue, input_ids: Sequence[int], turns: Turns, end: int | None
-) -> tuple[list[int], list[Span]]:
-    """The prompt of the last answer, and where it has the earlier ones.
+) -> tuple[list[int], list[Span]] | None:
+    """The prompt of the last answer, and where it has the earlier ones; None where the template rewrites these.
 
     Where a token reaches over the beginning of an answer, the prompt is tokenised in parts, as it would be were the
-    answer generated. Raises RowError where the template does not keep what it wrote when a conversation goes on.
+    answer generated. An answer before the first question is read alone.
     """
     spans: list[Span] = []
-    for place in _answers(dialogue):
+    for place in _answers(dialogue.messages):
         prompt = dialogue.first(place).ids(turns)
         whole = dialogue.first(place + 1).ids(turns, goes_on=False)
         stop = len(prompt) + len(_up_to(whole[len(prompt) :], end))
@@ -112,18 +113,15 @@ def with_earlier_spans(
     return list(input_ids), _not_empty(spans)
 
 
-def _in_parts(dialogue: Dialogue, turns: Turns, end: int | None) -> tuple[list[int], list[Span]]:
+def _in_parts(dialogue: Dialogue, turns: Turns, end: int | None) -> tuple[list[int], list[Span]] | None:
     final, done = dialogue.text(turns), 0
     ids: list[int] = []
     spans: list[Span] = []
-    for place in _answers(dialogue):
+    for place in _answers(dialogue.messages):
         prompt = dialogue.first(place).text(turns)
         whole = dialogue.first(place + 1).text(turns, goes_on=False)
         if not (whole.startswith(prompt) and final.startswith(whole)):
-            raise RowError(
-                "the chat template rewrites earlier answers when a conversation goes on (does it leave out their "
-                "thinking?), so that they cannot be trained on in one row: data.turns = last"
-            )
+            return None
         ids += turns.text_ids(final[done : len(prompt)])
         answer, done = turns.text_ids(final[len(prompt) : len(whole)]), len(whole)
         spans.append((len(ids), len(ids) + len(_up_to(answer, end))))
@@ -131,8 +129,34 @@ def _in_parts(dialogue: Dialogue, turns: Turns, end: int | None) -> tuple[list[i
     return [*ids, *turns.text_ids(final[done:])], _not_empty(spans)
 
 
-def _answers(dialogue: Dialogue) -> list[int]:
-    return [place for place, message in enumerate(dialogue.messages) if message["role"] == "assistant"]
+def keeps_thinking(turns: Turns) -> bool:
+    """Whether the template leaves the thinking of earlier answers where it is; one that refuses it counts as such."""
+    for begin, end in THINKING:
+        thought = {"role": "assistant", "content": f"{begin}\n{PROBE}\n{end}\n\n{PROBE}"}
+        dialogue = Dialogue((ASKED, thought, ASKED))
+        try:
+            if with_earlier_spans(dialogue, dialogue.ids(turns), turns, None) is None:
+                return False
+        except RowError:
+            continue
+    return True
+
+
+def apart(example: Example) -> list[Example]:
+    """A conversation up to each of its answers, and to the question that it may end with."""
+    ends = [place + 1 for place in _answers(example.messages)]
+    if example.messages[-1]["role"] != "assistant":
+        ends.append(len(example.messages))
+    return [
+        replace(example, id=f"{example.id}/{turn}", messages=example.messages[:end])
+        for turn, end in enumerate(ends, start=1)
+    ]
+
+
+def _answers(messages: Sequence[Message]) -> list[int]:
+    """Places of the assistant's messages, from the first question on."""
+    asked = next((place for place, message in enumerate(messages) if message["role"] == "user"), len(messages))
+    return [place for place, message in enumerate(messages) if place > asked and message["role"] == "assistant"]
 
 
 def _not_empty(spans: Sequence[Span]) -> list[Span]:

@@ -5,10 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
 
 Split = Literal["train", "validation", "test", "all"]
 """A part of a data set, or all of it."""
+
+
+class Named(Protocol):
+    """A dataclass with an id: a row, or the prompt of one."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def id(self) -> str:
+        """What tells it from others."""
+
+
+T = TypeVar("T", bound=Named)
 
 
 class RowError(Exception):
@@ -78,9 +91,9 @@ def example_from_row(row: Mapping[str, object], columns: Columns, default_id: st
     return made
 
 
-def with_distinct_ids(examples: Iterable[Example]) -> list[Example]:
+def with_distinct_ids(examples: Iterable[T]) -> list[T]:
     """The same rows; an id that an earlier row has gets a number behind it. Rows are told apart by it alone."""
-    found: dict[str, Example] = {}
+    found: dict[str, T] = {}
     repeated: Counter[str] = Counter()
     for example in examples:
         id_ = example.id

@@ -64,6 +64,8 @@ def describe_prompts(
         found += f"; {n_left_out} later turns are left out: max_prompt_tokens decides"
     if n_spans := sum(len(prompt.spans) for prompt in prompts):
         found += f"; {n_spans} earlier answers are trained on too"
+    if n_apart := sum(bool(prompt.conversation) for prompt in prompts):
+        found += f"; {apart_note(n_apart)}"
     if not chat and template == "auto":
         found += "; a base model may want --data.prompt tldr or question, T5 summarize or translate"
     if n_cut:
@@ -72,6 +74,14 @@ def describe_prompts(
     if left_off:
         found += f"; the tokenizer's end of texts ({tokenizer.eos_token}) is left off, since a prompt goes on"
     return Caution(found) if n_cut or n_left_out or left_off else found
+
+
+def apart_note(n_prompts: int) -> str:
+    """What is said of conversations whose answers have prompts of their own."""
+    return (
+        f"{n_prompts} answers have prompts of their own, since the chat template rewrites earlier answers when a "
+        "conversation goes on"
+    )
 
 
 def licence(source: str) -> str | Caution:

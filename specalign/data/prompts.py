@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -12,7 +12,16 @@ from transformers import PreTrainedTokenizerBase
 
 from specalign.data.bad_rows import BadRow, listed, require_usable
 from specalign.data.cutting import cut_before, token_starts
-from specalign.data.dialogue import Dialogue, Span, answer_ids, answered, fitted, with_earlier_spans
+from specalign.data.dialogue import (
+    Dialogue,
+    Span,
+    answer_ids,
+    answered,
+    apart,
+    fitted,
+    keeps_thinking,
+    with_earlier_spans,
+)
 from specalign.data.examples import Example, RowError, lone_surrogate, with_distinct_ids
 from specalign.data.in_turn import Later, in_turn
 from specalign.data.tokenised import require_ids
@@ -39,12 +48,19 @@ class Prompt:
     """Where ``input_ids`` have earlier answers that are trained on too."""
     n_cut_turns: int = field(default=0, repr=False)
     """Oldest turns of a conversation that were left out to fit."""
+    conversation: str = field(default="", repr=False)
+    """Id of the conversation of which this is one answer's prompt; empty where it has all that is asked of it."""
     dialogue: Dialogue | None = field(default=None, repr=False)
-    """Of a conversation that is decoded turn by turn: the messages of ``input_ids``."""
+    """Where answers have prompts of their own, the messages of ``input_ids``; in training before any were cut."""
     later: tuple[Later, ...] = field(default=(), repr=False)
     """Its later turns."""
     n_left_out: int = field(default=0, repr=False)
     """Turns at its end that were left out to fit."""
+
+    @property
+    def row_id(self) -> str:
+        """Id of the row that it was made of, whose answers are counted together."""
+        return self.conversation or self.id
 
 
 @dataclass(frozen=True)
@@ -52,7 +68,8 @@ class Conversing:
     """What is done with conversations, and with chat templates."""
 
     turns: Literal["last", "all", "in_turn", "first"] = "last"
-    """last: the prompt is all that stands before the last answer; all: its earlier answers are trained on too;
+    """last: the prompt is all that stands before the last answer; all: its earlier answers are trained on too, and
+    have prompts of their own where the template rewrites them when a conversation goes on;
     in_turn: each answer has a prompt, with what was decoded before it; first: the first of these alone."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
     """Of the chat template."""
@@ -93,43 +110,68 @@ def encode_prompts(
         raise UserError(f"data.prompt is for documents, and there are conversations: leave it at {PLACE}")
     if keep_end and conversing.turns == "all":
         raise UserError("data.turns = all is for models without an encoder, which reads a conversation once")
+    which: str = conversing.turns
+    if which == "all" and any(example.messages for example in examples) and not keeps_thinking(turns):
+        which = "each"
     written: list[Prompt] = []
     bad: list[BadRow] = []
     for example in with_distinct_ids(examples):
-        encode: Callable[[], Prompt] = partial(_encode, example, turns, end, prompt, max_prompt_tokens)
-        if example.messages:
-            encode = partial(_converse, example, turns, end, conversing.turns, max_prompt_tokens)
-        elif example.input_ids:
-            encode = partial(_given, example, len(tokenizer), max_prompt_tokens)
+        encode = partial(_encode, example, turns, end, which, prompt, max_prompt_tokens)
         try:
-            written.append(saying(f"row {example.id!r} is refused", encode))
+            written += saying(f"row {example.id!r} is refused", encode)
         except RowError as error:
             bad.append(BadRow(f"row {example.id!r}", str(error)))
-    require_usable("the rows", len(written), bad, skip=conversing.skip_bad_rows)
+    require_usable("the rows", len(examples) - len(bad), bad, skip=conversing.skip_bad_rows)
     if bad:
         say(f"specalign: left out {listed(bad)}", file=sys.stderr)
-    return written
+    return with_distinct_ids(written)
 
 
-def _converse(example: Example, turns: Turns, end: int | None, which: str, limit: int) -> Prompt:
-    """A conversation up to its last answer, or up to its first one with what follows. Raises RowError."""
+def _encode(
+    example: Example, turns: Turns, end: int | None, which: str, prompt: str, limit: int
+) -> list[Prompt]:
+    """The prompts of a row: one, or one for each answer of a conversation. Raises RowError."""
+    if example.messages:
+        return _converse(example, turns, end, which, limit)
+    if example.input_ids:
+        return [_given(example, len(turns.tokenizer), limit)]
+    return [_ask(example, turns, end, prompt, limit)]
+
+
+def _converse(example: Example, turns: Turns, end: int | None, which: str, limit: int) -> list[Prompt]:
+    """A conversation up to its last answer, up to each of them, or up to its first one with what follows.
+
+    ``each`` is ``all`` where the template rewrites answers. Raises RowError.
+    """
     if which in ("in_turn", "first"):
-        return _in_turn(example, turns, limit, first_alone=which == "first")
+        return [_in_turn(example, turns, limit, first_alone=which == "first")]
+    parts = [] if which == "last" else apart(example)
+    if which == "all" or len(parts) < 2:
+        whole, dialogue = _last_answer(example, turns, end, limit)
+        kept = with_earlier_spans(dialogue, whole.input_ids, turns, end) if parts else (whole.input_ids, ())
+        if kept is not None:
+            return [replace(whole, input_ids=tuple(kept[0]), spans=tuple(kept[1]))]
+    answers = [_last_answer(part, turns, end, limit)[0] for part in parts]
+    return [
+        replace(answer, conversation=example.id, dialogue=answered(part)[0])
+        for part, answer in zip(parts, answers, strict=True)
+    ]
+
+
+def _last_answer(example: Example, turns: Turns, end: int | None, limit: int) -> tuple[Prompt, Dialogue]:
+    """The prompt of a conversation's last answer, and the messages that it has."""
     history, answer = answered(example)
     found = fitted(history, turns, limit)
-    ids, spans = found.input_ids, list[Span]()
-    if which == "all":
-        ids, spans = with_earlier_spans(found.dialogue, ids, turns, end)
-    return Prompt(
+    made = Prompt(
         example.id,
-        tuple(ids),
+        tuple(found.input_ids),
         tuple(answer_ids(found.dialogue, answer, turns, end)) if answer else (),
         answer["content"] if answer else "",
         example.category,
         found.n_cut_tokens,
-        tuple(spans),
-        found.n_cut_turns,
+        n_cut_turns=found.n_cut_turns,
     )
+    return made, found.dialogue
 
 
 def _given(example: Example, n_ids: int, limit: int) -> Prompt:
@@ -154,7 +196,9 @@ def _in_turn(example: Example, turns: Turns, limit: int, *, first_alone: bool) -
     )
 
 
-def _encode(example: Example, turns: Turns, end: int | None, prompt: str, limit: int) -> Prompt:
+def _ask(example: Example, turns: Turns, end: int | None, prompt: str, limit: int) -> Prompt:
+    """The prompt about a document, which is cut to fit."""
+
     def ids(document: str) -> list[int]:
         return turns.prompt_ids(prompt.replace(PLACE, document))
 

@@ -25,6 +25,8 @@ CLOCK = (
 PROBE = "specalign"
 """A text by which the place of a message in the template is found."""
 ASKED = {"role": "user", "content": PROBE}
+THINKING = (("<think>", "</think>"), ("[THINK]", "[/THINK]"))
+"""What tokenizers call the tokens around thinking."""
 
 
 @dataclass(frozen=True)

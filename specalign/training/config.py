@@ -87,7 +87,8 @@ class DataConfig:
     """Given to the chat template, such as enable_thinking=false."""
     turns: Literal["last", "all"] = "last"
     """Which of a conversation's answers are trained on; the teacher writes them anew, in order, unless
-    rollout.source is ground_truth."""
+    rollout.source is ground_truth. all: in one row, or each in a row of its own where the chat template rewrites
+    earlier answers (leaves out their thinking)."""
     max_prompt_tokens: Tokens = 128
     """Longest prompt, in tokens; documents are cut to fit, conversations lose their oldest turns."""
     max_response_tokens: Tokens = 48

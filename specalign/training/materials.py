@@ -19,6 +19,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.config import cache_dir
 from specalign.data import Example, Prompt, load_splits
 from specalign.data.examples import Split
+from specalign.data.preflight import apart_note
 from specalign.models.devices import multiply_in_tf32
 from specalign.models.eagle_start import head_config
 from specalign.models.load import (
@@ -33,10 +34,10 @@ from specalign.models.vocabulary import choose_draft_vocabulary, n_ids
 from specalign.progress import progress_bar
 from specalign.terminal import say
 from specalign.training.config import DataConfig, TrainConfig, require_sliceable
-from specalign.training.conversations import Told, told
+from specalign.training.conversations import Limits, Told, told
 from specalign.training.distributed import local_device, main_process_first, rank
 from specalign.training.identity import model_identity, models_of, rows_identity
-from specalign.training.prompts import columns, encoded
+from specalign.training.prompts import columns, encoded, turns
 from specalign.training.reuse import TeacherStates
 from specalign.training.rollouts import Tokens, read_tensors, responses_key, stored_responses
 from specalign.training.starts import Starts, existing_student
@@ -260,10 +261,12 @@ class Materials:
                 seed=config.seed,
                 progress=bar.advance,
             )
-            found = told(prompts, write, eos_ids(self.teacher), config.data.max_prompt_tokens)
+            limits = Limits(eos_ids(self.teacher), config.data.max_prompt_tokens)
+            found = told(prompts, write, limits, turns(config.data, self.tokenizer))
         if found.n_shortened and rank() == 0:
             say(
-                f"specalign-train: {found.n_shortened} of {len(prompts)} conversations ({split}) end early: with the "
+                f"specalign-train: {found.n_shortened} of {len({prompt.row_id for prompt in prompts})} conversations "
+                f"({split}) end early: with the "
                 "teacher's answers the next prompt would exceed data.max_prompt_tokens"
             )
         return found
@@ -289,7 +292,7 @@ def load_materials(config: TrainConfig) -> Materials:
     )
     if is_released(teacher) and not materials.has_its_head():
         materials.wake()
-    _tell_what_was_cut(materials)
+    _tell_how_data_fit(materials)
     return materials
 
 
@@ -305,13 +308,16 @@ def data_facts(materials: Materials) -> dict[str, int]:
         "n_truncated_prompts": len(cut),
         "n_truncated_prompt_tokens": sum(cut),
         "n_cut_turns": sum(prompt.n_cut_turns for prompt in prompts),
+        "n_turn_prompts": sum(bool(prompt.conversation) for prompt in prompts),
         "n_truncated_references": sum(len(prompt.reference_ids) > limit for prompt in prompts),
     }
 
 
-def _tell_what_was_cut(materials: Materials) -> None:
+def _tell_how_data_fit(materials: Materials) -> None:
     facts = data_facts(materials)
     n_prompts = sum(facts[f"n_{split}"] for split in HELD_APART)
+    if rank() == 0 and facts["n_turn_prompts"]:
+        say(f"specalign-train: {apart_note(facts['n_turn_prompts'])}")
     if rank() == 0 and (facts["n_truncated_prompts"] or facts["n_truncated_references"]):
         say(
             f"specalign-train: of {n_prompts} prompts, {facts['n_truncated_prompts']} "

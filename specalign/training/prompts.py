@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from transformers import PreTrainedTokenizerBase
 
 from specalign.data import Columns, Conversing, Example, Prompt, encode_prompts
+from specalign.data.turns import Turns, turns_of
 from specalign.training.config import DataConfig
 
 
@@ -28,3 +29,8 @@ def encoded(
         keep_end=keep_end,
         conversing=Conversing(data.turns, data.template_arguments, data.skip_bad_rows),
     )
+
+
+def turns(data: DataConfig, tokenizer: PreTrainedTokenizerBase) -> Turns:
+    """How the tokenizer writes the later turns of conversations."""
+    return turns_of(tokenizer, data.template, arguments=data.template_arguments)

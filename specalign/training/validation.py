@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, groupby
 from typing import Any, TypeVar
 
 import torch
@@ -67,6 +67,7 @@ class Validation:
     n_answers: tuple[int, ...]
     """Of each prompt: a conversation may have several, which are scored apart and counted as one prompt's."""
     prompts: tuple[tuple[int, ...], ...]
+    """Each with all that stands before its last answer."""
     max_response_tokens: int
     gamma: int = 4
     """Draft length of the expected tau and of the probe."""
@@ -177,6 +178,7 @@ def make_validation(
     ``reads`` are the layers whose states a head reads.
     """
     prompts, rows = held_out_rows(materials, split)
+    talks = [list(talk) for _, talk in groupby(zip(prompts, rows, strict=True), lambda each: each[0].row_id)]
     batches = []
     for begin in range(0, len(rows), BATCH):
         group = rows[begin : begin + BATCH]
@@ -187,10 +189,10 @@ def make_validation(
             batches.append(observed(materials.teacher, layout, reads))
     return Validation(
         tuple(batches),
-        tuple(sum(bool(answer.tokens) for answer in row.scored) for row in rows),
-        tuple(prompt.input_ids for prompt in prompts),
+        tuple(sum(bool(answer.tokens) for _, row in talk for answer in row.scored) for talk in talks),
+        tuple(talk[-1][0].input_ids for talk in talks),
         materials.config.data.max_response_tokens,
-        prompt_ids=tuple(prompt.id for prompt in prompts),
+        prompt_ids=tuple(talk[-1][0].row_id for talk in talks),
     )
 
 

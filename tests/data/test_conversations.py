@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,16 +256,81 @@ def test_a_template_that_refuses_is_one_line_with_the_row_and_can_be_skipped(
         encode([rows[1]], tokenizer, skip=True)
 
 
-def test_a_template_that_rewrites_earlier_answers_is_refused_where_all_are_trained_on() -> None:
+THOUGHTS = TEXTS.map(lambda text: text.strip("\n")).filter(bool)
+
+
+@st.composite
+def thinking(draw: st.DrawFn) -> tuple[list[dict[str, str]], list[str]]:
+    """A conversation whose answers may begin with thinking, and what Qwen3's template writes of each answer."""
+    messages, written = [], []
+    for message in draw(conversations()):
+        if message["role"] == "assistant":
+            text, thought = message["content"].lstrip("\n"), draw(st.one_of(st.just(""), THOUGHTS))
+            block = f"<think>\n{thought}\n</think>\n\n"
+            message = {**message, "content": block + text if thought else text}
+            written.append(f"{block}{text}<|im_end|>")
+        messages.append(message)
+    return messages, written
+
+
+@given(conversation=thinking())
+@settings(max_examples=80, deadline=None)
+def test_a_template_that_rewrites_earlier_answers_gives_each_answer_the_prompt_of_its_turn(
+    conversation: tuple[list[dict[str, str]], list[str]],
+) -> None:
+    messages, written = conversation
     tokenizer = tokenizer_of(QWEN3)
-    thought = [ASKED[0], {"role": "assistant", "content": "<think>\nhm\n</think>\n\ntwo"}, *MORE[2:]]
-    with pytest.raises(UserError, match=r"rewrites earlier answers .* data\.turns = last"):
-        encode([example(thought)], tokenizer)
-    (prompt,) = encode([example(thought)], tokenizer, turns="last")
-    assert "hm" not in tokenizer.decode(prompt.input_ids)
-    assert tokenizer.decode(prompt.reference_ids) == "<think>\n\n</think>\n\nfour<|im_end|>"
-    (single,) = encode([example(thought[:2])], tokenizer)
-    assert tokenizer.decode(single.reference_ids) == "<think>\nhm\n</think>\n\ntwo<|im_end|>"
+    prompts = encode([example(messages)], tokenizer)
+    places = [place for place, message in enumerate(messages) if message["role"] == "assistant"]
+    if messages[-1]["role"] != "assistant":
+        places, written = (
+            [*places, len(messages)],
+            [*written, ""],
+        )  # the last question is the teacher's to answer
+    for prompt, place, answer in zip(prompts, places, written, strict=True):
+        rendered = tokenizer.apply_chat_template(
+            messages[:place], add_generation_prompt=True, return_dict=False
+        )
+        assert prompt.input_ids == tuple(rendered)
+        assert tokenizer.decode(prompt.reference_ids) == answer
+        assert prompt.spans == ()
+    ids = [prompt.id for prompt in prompts]
+    assert ids == (["1"] if len(ids) == 1 else [f"1/{turn}" for turn, _ in enumerate(ids, start=1)])
+    assert {prompt.row_id for prompt in prompts} == {"1"}
+
+
+def test_a_template_that_rewrites_thinking_has_a_row_for_each_answer_even_where_the_data_have_none() -> None:
+    """The teacher's own answers may think."""
+    lazy = (
+        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' }}"
+        "{{ m['content'] if loop.last else m['content'].split('</think>')[-1] }}{{ '<|im_end|>\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    assert [prompt.id for prompt in encode([example(MORE)], tokenizer_of(lazy))] == ["1/1", "1/2"]
+    (one,) = encode([example(MORE)], tokenizer_of(SMOLLM2))
+    assert (one.id, one.row_id) == ("1", "1")
+
+
+def test_ids_of_turns_are_distinct_from_those_of_other_rows() -> None:
+    rows = [replace(example(MORE), id="a"), replace(example(ASKED), id="a/1")]
+    assert [prompt.id for prompt in encode(rows, tokenizer_of(QWEN3))] == ["a/1", "a/2", "a/1#2"]
+
+
+def test_each_turns_prompt_loses_its_oldest_turns_by_itself() -> None:
+    tokenizer = tokenizer_of(QWEN3)
+    long = [{**message, "content": message["content"] * 20} for message in MORE]
+    first, second = encode([example(long)], tokenizer, limit=200)
+    assert (first.n_cut_turns, second.n_cut_turns) == (0, 1)
+    assert tokenizer.decode(second.input_ids).startswith("<|im_start|>user\nthreethree")
+    assert tokenizer.decode(first.reference_ids).endswith("twotwo<|im_end|>")
+
+
+def test_an_answer_before_the_first_question_is_read_alone() -> None:
+    greeting = {"role": "assistant", "content": "hello"}
+    (prompt,) = encode([example([greeting, *MORE])], tokenizer_of(SMOLLM2))
+    assert [tokenizer_of(SMOLLM2).decode(prompt.input_ids[a:b]) for a, b in prompt.spans] == ["two<|im_end|>"]
+    each = encode([example([greeting, *MORE])], tokenizer_of(QWEN3))
+    assert [prompt.reference for prompt in each] == ["two", "four"]
 
 
 def test_arguments_reach_the_template_and_nothing_else_is_taken() -> None:

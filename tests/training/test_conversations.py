@@ -13,13 +13,16 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from specalign.data import Prompt
+from specalign.data.dialogue import Dialogue
+from specalign.data.turns import Turns
 from specalign.decoding import generate
 from specalign.errors import UserError
 from specalign.training import loop, setup
 from specalign.training.config import TrainConfig
-from specalign.training.conversations import told
+from specalign.training.conversations import Limits, told
 from specalign.training.materials import data_facts, load_materials
 from specalign.training.rollouts import Tokens
+from tests.data.chat_templates import tokenizer_of
 from tests.training.conftest import WORDS
 
 Tiny = Callable[..., TrainConfig]
@@ -29,6 +32,9 @@ TEMPLATE = (
     "{% if m['role'] == 'assistant' %}</s> w12 {% endif %}{% endfor %}{% if add_generation_prompt %}w11 {% endif %}"
 )
 """w10 question w11 answer </s> w12 w10 question w11"""
+REWRITES = TEMPLATE.replace("'w11' }} {{", "('w11' if loop.last else 'w14') }} {{")
+"""Earlier answers begin with w14."""
+PLAIN = Turns(tokenizer_of(None), chat=False)
 W11 = 3 + 11
 """The id after which the model goes on; no other text has it."""
 
@@ -48,7 +54,7 @@ def test_each_answer_is_written_after_the_writers_own_earlier_ones() -> None:
         Prompt("none", (1, 1), ()),
         Prompt("cut", whole, (), spans=((2, 5),)),
     ]
-    found = told(prompts, write, {2}, limit=99)
+    found = told(prompts, write, Limits({2}, 99), PLAIN)
     assert asked == [
         [(1, 5), (1, 1), (1, 5)],
         [(1, 5, 80, 2, 1), (1, 5, 90, 91, 2, 1, 8, 2, 1)],
@@ -63,7 +69,7 @@ def test_each_answer_is_written_after_the_writers_own_earlier_ones() -> None:
 
 def test_a_conversation_that_outgrows_its_prompt_ends_with_the_answer_before() -> None:
     long = Prompt("1", (1, 5, 6, 2, 1, 8, 2, 1), (), spans=((2, 4), (5, 7)))
-    found = told([long], lambda prompts: {"1": (7, 7, 7, 2)}, {2}, limit=8)
+    found = told([long], lambda prompts: {"1": (7, 7, 7, 2)}, Limits({2}, 8), PLAIN)
     assert found.prompts["1"].input_ids == (1, 5, 7, 7, 7, 2, 1)
     assert found.responses == {"1": (7, 7, 7, 2)}
     assert found.n_shortened == 1
@@ -178,6 +184,86 @@ def test_validation_scores_every_answer_and_counts_a_conversation_once(chat: Tin
         id_ = line["prompt_id"]
         assert line["n_positions"] == len(responses[id_]) + sum(end - begin for begin, end in spans[id_])
     assert run.validation.score(run.pair).n_positions == sum(line["n_positions"] for line in lines)
+
+
+@pytest.fixture
+def rewriting(chat: Tiny, chatty: Path) -> Tiny:
+    """chat with a template that rewrites earlier answers."""
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = REWRITES
+    tokenizer.save_pretrained(chatty)
+    return chat
+
+
+def test_the_teacher_sees_its_own_earlier_answers_as_the_template_rewrites_them(rewriting: Tiny) -> None:
+    materials = load_materials(rewriting("seqkd", turns="all", max_prompt_tokens=99))
+    tokenizer, said = materials.tokenizer, materials.responses("train")
+    assert len(materials.train) == 15  # of 8 conversations
+    asked = materials.told("train")
+    for prompt in materials.train:
+        turns = [each for each in materials.train if each.row_id == prompt.row_id]
+        before = [said[each.id] for each in turns[: turns.index(prompt)]]
+        if prompt.dialogue is None:  # of one answer
+            continue
+        users = [message for message in prompt.dialogue.messages if message["role"] == "user"]
+        own = [
+            {"role": "assistant", "content": str(tokenizer.decode(list(answer), skip_special_tokens=True))}
+            for answer in before
+        ]
+        turns_of_both = zip(own, users[1:], strict=True)
+        messages = [dict(users[0]), *(dict(each) for pair in turns_of_both for each in pair)]
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert asked[prompt.id].input_ids == tuple(rendered)
+        alone = generate(materials.teacher, None, list(rendered), max_new_tokens=6).token_ids[0]
+        assert said[prompt.id] == tuple(alone)
+
+
+@pytest.mark.parametrize("method", ["sft", "seqkd", "distillspec", "gkd"])
+def test_every_turn_of_a_rewriting_template_is_a_row_that_ends_with_its_answer(
+    rewriting: Tiny, method: str
+) -> None:
+    config = rewriting(method, turns="all")
+    run = setup.start_run(config, load_materials(config))
+    rows = run.policy.rows(run.prompts, loop.writer(run), torch.Generator().manual_seed(0))
+    assert len(rows) == len(run.prompts) == 15
+    for row in rows:
+        assert row.trunk[: row.n_prompt].count(W11) == 1  # earlier answers begin otherwise
+        assert all(branch.start >= row.n_prompt for branch in row.scored)
+
+
+def test_turns_with_prompts_of_their_own_count_as_one_conversation(
+    rewriting: Tiny, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = rewriting("seqkd", turns="all")
+    materials = load_materials(config)
+    run = setup.start_run(config, materials)
+    lines = run.validation.by_prompt(run.pair)
+    said = materials.responses("validation")
+    assert [line["prompt_id"] for line in lines] == list(
+        dict.fromkeys(each.row_id for each in materials.validation)
+    )
+    assert len(said) > len(lines)
+    for line in lines:
+        own = [said[each.id] for each in materials.validation if each.row_id == line["prompt_id"]]
+        assert line["n_positions"] == sum(map(len, own))
+    assert data_facts(materials)["n_turn_prompts"] == sum(
+        bool(each.conversation) for each in [*materials.train, *materials.validation]
+    )
+    assert "answers have prompts of their own" in capsys.readouterr().out
+
+
+def test_a_turn_that_a_rewritten_conversation_does_not_come_to_has_no_answer() -> None:
+    turns = Turns(tokenizer_of(None), chat=False)
+    asked = ({"role": "user", "content": "a"},)
+    later = (*asked, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c" * 30})
+    rows = [
+        Prompt("1/1", (1, 2), (), conversation="1", dialogue=Dialogue(asked)),
+        Prompt("1/2", (1, 2, 3), (), conversation="1", dialogue=Dialogue(later)),
+        Prompt("2", (1,), ()),
+    ]
+    found = told(rows, lambda prompts: {each.id: (5,) for each in prompts}, Limits({2}, 12), turns)
+    assert found.responses == {"1/1": (5,), "1/2": (), "2": (5,)}
+    assert found.n_shortened == 1
 
 
 def test_cut_turns_are_counted_and_said(chat: Tiny, capsys: pytest.CaptureFixture[str]) -> None:
