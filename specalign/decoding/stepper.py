@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from inspect import signature
 from itertools import chain
@@ -36,6 +36,11 @@ ISOLATES = "isolate_recompiles" in signature(torch.compile).parameters
 """Whether each compiled function has a cache of graphs of its own (torch >= 2.13)."""
 MOST_GRAPHS = 256
 """Graphs of one process where it has not."""
+TEMPLATE, ALL_KERNELS = "CPP", "CPP,ATEN"
+"""Kernels for products on a CPU: inductor's own template, which reads weights at the memory's speed, or oneDNN's too,
+which win by inductor's clock, since the weights are in the processor's cache there (benchmarks/README.md)."""
+FEW_ROWS = 16
+"""Rows up to which a product waits for its weights: the template alone, where it can do all of the graph's."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +117,9 @@ class Graphs:
         """
         for buffer in chain(*self._buffers()):
             torch._dynamo.mark_static_address(buffer)
-        with _compiler_settings(self.device):
-            for size in self.graphs:
-                for _ in range(2):
-                    feed(size)
-                progress(1)
+        for size in self.graphs:
+            _trace(lambda size=size: feed(size), self.device, size * self.shapes.n_rows)  # type: ignore[misc]
+            progress(1)
 
     def __call__(self, lengths: Sequence[int], ids: Tensor, *beside: Tensor) -> Any:
         """What the step gives for ids [B, n] at the rows' ``lengths``, n at most :attr:`most`, rows padded.
@@ -294,9 +297,21 @@ def _compiled(step: nn.Module, device: torch.device) -> Callable[..., Any]:
     )
 
 
+def _trace(feed: Callable[[], object], device: torch.device, n_rows: int) -> None:
+    """Compile what ``feed`` calls, which multiplies ``n_rows`` rows by every weight; it runs twice."""
+    if n_rows <= FEW_ROWS:
+        with suppress(torch._dynamo.exc.BackendCompilerFailed), _compiler_settings(device, TEMPLATE):
+            feed()
+            feed()
+            return
+    with _compiler_settings(device, ALL_KERNELS):
+        feed()
+        feed()
+
+
 @contextmanager
-def _compiler_settings(device: torch.device) -> Iterator[None]:
-    """On a CPU, constants may be frozen into the graph and packed for inductor's matrix templates.
+def _compiler_settings(device: torch.device, kernels: str) -> Iterator[None]:
+    """On a CPU, constants may be frozen into the graph and packed for inductor's matrix ``kernels``.
 
     Every size of every model is a graph: where they share one cache (torch < 2.13), it must hold them all.
     """
@@ -304,18 +319,18 @@ def _compiler_settings(device: torch.device) -> Iterator[None]:
         if device.type != "cpu":
             yield
             return
-        with _packed_for_cpu():
+        with _packed_for_cpu(kernels):
             yield
 
 
 @contextmanager
-def _packed_for_cpu() -> Iterator[None]:
+def _packed_for_cpu(kernels: str) -> Iterator[None]:
     from torch._inductor import config
 
     settings = {
         "freezing": True,
         "max_autotune": True,
-        "max_autotune_gemm_backends": "CPP,ATEN",
+        "max_autotune_gemm_backends": kernels,
         "autotune_num_choices_displayed": 0,
     }
     with config.patch(settings), warnings.catch_warnings():

@@ -12,7 +12,7 @@ import torch
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
-from specalign.decoding import ModelDrafter, PromptLookup, Shapes, Stepper, generate, make_stepper
+from specalign.decoding import ModelDrafter, PromptLookup, Shapes, Stepper, generate, make_stepper, stepper
 from specalign.decoding.session import Session
 from specalign.models.packing import PackedLinear, can_pack
 
@@ -82,6 +82,32 @@ def test_a_compiled_llama_decodes_and_refuses_what_it_was_not_compiled_for(
         generate(target, None, PROMPTS, max_new_tokens=4)
     with pytest.raises(ValueError, match="compiled for 32 positions, 44 are needed"):
         generate(target, None, prompt, max_new_tokens=33)
+
+
+def test_few_rows_are_multiplied_by_the_template_that_reads_weights_fast(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More may be by whichever kernel the compiler finds the fastest; so may float64, which the template cannot do."""
+    asked: list[str] = []
+    real = stepper._packed_for_cpu
+    monkeypatch.setattr(stepper, "_packed_for_cpu", lambda kernels: asked.append(kernels) or real(kernels))
+    model = copy.deepcopy(build("llama"))
+    make_stepper(model, "compiled", shapes=Shapes(sizes=(1,), capacity=32))
+    assert asked == ["CPP", "CPP,ATEN"]
+    make_stepper(model.float(), "compiled", shapes=Shapes(sizes=(1, 9), capacity=32, n_rows=2))
+    assert asked[2:] == ["CPP", "CPP,ATEN"]
+
+
+def test_products_that_the_template_cannot_do_are_left_to_the_other_kernels() -> None:
+    kernels: list[str] = []
+
+    def feed() -> None:
+        kernels.append(torch._inductor.config.max_autotune_gemm_backends)
+        if kernels == ["CPP"]:
+            raise torch._dynamo.exc.BackendCompilerFailed(feed, RuntimeError("No choices to select."), None)
+
+    stepper._trace(feed, torch.device("cpu"), 1)
+    assert kernels == ["CPP", "CPP,ATEN", "CPP,ATEN"]
 
 
 def test_sampling_with_a_compiled_target_is_sampling_with_an_eager_one(build: Build) -> None:
