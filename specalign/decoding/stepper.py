@@ -39,8 +39,8 @@ MOST_GRAPHS = 256
 TEMPLATE, ALL_KERNELS = "CPP", "CPP,ATEN"
 """Kernels for products on a CPU: inductor's own template, which reads weights at the memory's speed, or oneDNN's too,
 which win by inductor's clock, since the weights are in the processor's cache there (benchmarks/README.md)."""
-FEW_ROWS = 16
-"""Rows up to which a product waits for its weights: the template alone, where it can do all of the graph's."""
+FEW_ROWS = 4
+"""Rows up to which the template is as fast as for one: it alone, where it can do all of the graph's products."""
 
 
 @dataclass(frozen=True)
