@@ -18,7 +18,7 @@ from specalign.results import ALONE, TARGET, BenchmarkResult, Interval
 from specalign.run_files import RECORDS_FILE, read_records
 
 SPREAD = 8
-"""The longest context must be so many times the shortest for a run to be shown by context."""
+"""The longest context must be so many times the shortest for a run without later turns to be shown by context."""
 INSIDE, OUTSIDE = "thinking", "answer"
 
 
@@ -100,7 +100,7 @@ def parts_of(records: Iterable[GenerationRecord], thinking: Mapping[str, Any] | 
         _add_steps(contexts, record, partial(_context, record))
         if thinking:
             _add_steps(phases, record, partial(_phase, _end_of_thinking(record, thinking)))
-    wide = longest >= SPREAD * shortest
+    wide = len(contexts) > 1 and (len(turns) > 1 or longest >= SPREAD * shortest)
     return Parts(
         {turn: turns[turn] for turn in sorted(turns)} if len(turns) > 1 else {},
         {least: contexts[least] for least in sorted(contexts)} if wide else {},

@@ -101,6 +101,10 @@ def test_steps_are_told_apart_by_the_tokens_before_them() -> None:
     assert counts[512] is None
     assert found[64].speeds.speedup(GROUP, figure="decode") is not None
     assert not parts_of(records[:2]).contexts, "from 60 to 72 tokens there is nothing to compare"
+    later = record("target", 0, 1, 90, trace([0] * 12, 0, [1.0] * 12))
+    assert list(parts_of([*records[:2], later]).contexts) == [32, 64], (
+        "but a conversation's turns are told apart"
+    )
 
 
 def test_the_parts_are_the_whole() -> None:
