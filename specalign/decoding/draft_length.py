@@ -11,6 +11,9 @@ from dataclasses import dataclass
 
 FORGETTING = 0.95
 """What is left, a step later, of the weight of what was seen: a drafter that was wrong a few times is tried again."""
+FORGETTING_IDLE = 0.99
+"""The same for a step that another drafter made: trying again costs drafts and verification, and half of it is left
+after 69 steps, so that a drafter that does not suit a text is tried about once a request."""
 PRIOR_WEIGHT = 4.0
 """Tokens that the assumptions below are worth, beside those that were seen."""
 PRIOR_ACCEPTANCE = 0.5
@@ -154,10 +157,10 @@ class DraftLength:
         self.rate.add(1 + n_accepted, self.costs.cost(len(self.confidences)))
         self.confidences = []
 
-    def forget(self) -> None:
-        """A step went by: what was seen weighs less, so that what failed is tried again."""
+    def forget(self, left: float = FORGETTING) -> None:
+        """A step went by: what was seen weighs ``left`` of what it did, so that what failed is tried again."""
         for share in (self.all, *self.alike):
-            share.forget()
+            share.forget(left)
 
     def _like(self, confidence: float) -> _Share:
         return self.alike[min(BINS - 1, int(confidence * BINS))]
@@ -177,9 +180,9 @@ class _Share:
         self.hits += hit
         self.seen += 1
 
-    def forget(self) -> None:
-        self.hits *= FORGETTING
-        self.seen *= FORGETTING
+    def forget(self, left: float) -> None:
+        self.hits *= left
+        self.seen *= left
 
 
 class DraftLengths:
@@ -204,7 +207,7 @@ class DraftLengths:
         own = drafted or [True] * len(lengths)
         for row, before, now, mine in zip(self.rows, self.before, lengths, own, strict=True):
             if before is not None and now > before:
-                row.settle(now - before - 1) if mine else row.forget()
+                row.settle(now - before - 1) if mine else row.forget(FORGETTING_IDLE)
         self.before = list(lengths)
 
     def begin(self, limits: Sequence[int]) -> None:
