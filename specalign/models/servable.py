@@ -38,7 +38,7 @@ class Blocked:
     mean_mass: float
     """Their probability together, mean over the states."""
     largest_mass: float
-    """The same at the worst state."""
+    """The same at the worst state; it is what is bounded."""
     n_states: int
 
 
@@ -159,7 +159,7 @@ def _resize(model: PreTrainedModel, width: int, blocked: Tensor, row: Tensor, *,
 def verified(model: PreTrainedModel, blocked: Tensor, states: Tensor) -> Blocked:
     """The blocked rows' mass at states that did not make them.
 
-    Raises UserError where one of them is the likeliest token anywhere, or their mean mass exceeds ``MASS``.
+    Raises UserError where one of them is the likeliest token, or their mass reaches ``MASS``, at any of the states.
     """
     head = head_of(model)
     rows = blocked.to(states.device)
@@ -170,10 +170,10 @@ def verified(model: PreTrainedModel, blocked: Tensor, states: Tensor) -> Blocked
         wins += int(rows[p.argmax(-1)].sum())
     mass = torch.cat(masses)
     mean, largest = float(mass.mean()), float(mass.max())
-    if wins or mean > MASS:
+    if wins or largest >= MASS:
         raise UserError(
-            f"at {wins:,} of {len(states):,} held-out states a token that was never trained would be drafted (mean "
-            f"mass {mean:.2g}, {MASS:g} is allowed): give more --prompts, or train with the full head"
+            f"at {wins:,} of {len(states):,} held-out states a token that was never trained would be drafted (a mass "
+            f"of up to {largest:.2g}, {MASS:g} is allowed): give more --prompts, or train with the full head"
         )
     return Blocked(int(blocked.sum()), mean, largest, len(states))
 

@@ -64,6 +64,21 @@ def test_untouched_rows_would_win(drafter: PreTrainedModel) -> None:
         verified(drafter, is_blocked(40, 40, KEPT), states_of(drafter, 2))
 
 
+@torch.no_grad()
+def test_the_worst_state_decides(drafter: PreTrainedModel) -> None:
+    """One state at which the rows have a mass of 1 %, among so many others that the mean says nothing of it."""
+    blocked, held_out = block(drafter, 40, KEPT, states_of(drafter, 1)), states_of(drafter, 2)
+    head = head_of(drafter)
+    line = torch.linspace(1, -1, 400)[:, None] * held_out[0]
+    masses = head(line.to(head.weight)).softmax(-1)[:, blocked].sum(-1)
+    (worst,) = line[masses > 0.01][:1]
+    assert not blocked[head(worst.to(head.weight)).argmax()]
+    many = torch.cat([held_out] * 50)
+    assert verified(drafter, blocked, many).largest_mass < MASS
+    with pytest.raises(UserError, match=r"at 0 of [\d,]+ held-out states"):
+        verified(drafter, blocked, torch.cat([many, worst[None]]))
+
+
 def test_the_folder_loads_as_it_is(drafter: PreTrainedModel, tmp_path: Path) -> None:
     ids = torch.tensor([[5, 9, 31, 7]])
     block(drafter, 47, KEPT, states_of(drafter, 1))
