@@ -66,14 +66,16 @@ def deploy_lines(result: BenchmarkResult, wish: Wish, *, resolve: Resolve = str)
     n_drafted = min(best.gamma, most or best.gamma)
     config = speculative_config(_kind(result, best.method), n_drafted, source, parallel=most > 1)
     speculative = serve_command(resolve(result.target.source), dtype=_dtype(result), speculative=config)
+    others = _in_sglang(result, best, resolve)
     if best.use:
-        return [*lines, speculative]
+        return [*lines, speculative, *others]
     return [
         *lines,
         "# Keep the plain target: nothing measured is shown to be faster. This serves it alone:",
         plain,
         "# With the drafter all the same:",
         f"# {speculative}",
+        *others,
     ]
 
 
@@ -150,6 +152,32 @@ def serve_command(model: str, *, dtype: str, speculative: dict[str, Any] | None 
     """One line for a POSIX shell."""
     words = ["vllm", "serve", model, "--dtype", dtype]
     return shlex.join(words + (["--speculative-config", json.dumps(speculative)] if speculative else []))
+
+
+def _in_sglang(result: BenchmarkResult, choice: Choice, resolve: Resolve) -> list[str]:
+    """A head for SGLang, as comments: its own names first, then the server's line, which nobody has tried here."""
+    info = next((info for info in result.drafters if info.name == choice.method and info.reads), None)
+    if info is None:
+        return []
+    if not all(0 < layer < result.target.n_layers for layer in info.reads):
+        most = result.target.n_layers - 1
+        return [
+            f"# SGLang does not serve it: it gives heads what enters layers 1 to {most} of this target (student.reads)."
+        ]
+    served = info.source.rstrip("/") + "-sglang"
+    export = ["specalign-train", "export", info.source, "--target", result.target.source, "--output", served]
+    serve = sglang_command(resolve(result.target.source), _dtype(result), served, choice.gamma)
+    return ["# SGLang, under its own names (not tried here):", f"# {shlex.join(export)}", f"# {serve}"]
+
+
+def sglang_command(model: str, dtype: str, head: str, gamma: int) -> str:
+    """One line for a POSIX shell that serves a head: a chain of gamma drafted tokens, no tree."""
+    chain = (
+        f"--speculative-num-steps {gamma} --speculative-eagle-topk 1 --speculative-num-draft-tokens {gamma + 1}"
+    )
+    words = ["--model-path", model, "--dtype", dtype, "--speculative-algorithm", "EAGLE3"]
+    drafter = ["--speculative-draft-model-path", head]
+    return shlex.join(["python", "-m", "sglang.launch_server", *words, *drafter, *chain.split()])
 
 
 def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:

@@ -9,6 +9,7 @@ family is, since that is what vLLM and SGLang serve; config and weights are name
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,9 @@ from transformers.models.llama.modeling_llama import (
 from specalign.errors import UserError
 from specalign.models.load import local_folder, resolve_model
 from specalign.models.weights import quiet_loading, require_finite, require_fit, require_whole_files
+
+MIDLAYER = "midlayer."
+"""SGLang's name of the layer (specalign/models/sglang.py)."""
 
 
 class EagleConfig(PreTrainedConfig):
@@ -230,6 +234,7 @@ def _read(name: str, **options: Any) -> EagleHead:
             use_safetensors=True,
             output_loading_info=True,
             ignore_mismatched_sizes=True,
+            key_mapping={f"^{re.escape(MIDLAYER)}": "layers.0."},
             **options,
         )
     head, report = loaded

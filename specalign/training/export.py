@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
@@ -10,7 +10,8 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Interval
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import save_file
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from tyro.conf import arg
 
 from specalign import folders
@@ -19,16 +20,17 @@ from specalign.data import Prompt, load_examples
 from specalign.decoding import generate, make_stepper
 from specalign.errors import UserError
 from specalign.files import write_json
-from specalign.models.eagle import is_head
+from specalign.models.eagle import is_head, load_head, read_head_config
 from specalign.models.load import empty_model, load_model, load_tokenizer, resolve_model
 from specalign.models.mask_token import masks_of
 from specalign.models.servable import Blocked, block, is_blocked, response_states, verified
+from specalign.models.sglang import sglang_config, sglang_weights
 from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.provenance import weights_sha256
 from specalign.ranges import Output
 from specalign.terminal import say
 from specalign.training.config import TrainConfig
-from specalign.training.folder import PROVENANCE, RECIPE, read_provenance, write_model
+from specalign.training.folder import PROVENANCE, RECIPE, put, read_provenance, write_model
 from specalign.training.prompts import columns, encoded
 from specalign.training.recipe import resolve, with_prompt
 
@@ -40,7 +42,10 @@ BATCH = 16
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write a drafter as serving engines draft with it: the target's rows, of which no untrained one can win."""
+    """Write a drafter as serving engines draft with it: the target's rows, of which no untrained one can win.
+
+    A head on the target's states, which vLLM serves as training left it, is written under SGLang's names.
+    """
 
     output: Output = Path()
     """Folder of the exported drafter."""
@@ -76,9 +81,7 @@ def export(student: str, options: ExportConfig) -> Path:
     """Write the drafter with the target's width and untrained rows that cannot win; say what was done."""
     source = Path(resolve_model(student))
     if is_head(student):
-        raise UserError(
-            f"{student} needs no export: a head's folder is named as vLLM reads it (method: eagle3)"
-        )
+        return _export_head(student, source, options)
     config = _recipe(source)
     target = options.target or (config.teacher.model if (source / RECIPE).is_file() else "")
     if not target:
@@ -86,16 +89,38 @@ def export(student: str, options: ExportConfig) -> Path:
     width = _width(target)
     tokenizer = load_tokenizer(student)
     kept = load_draft_vocabulary(source)
-    model = load_model(student, dtype=_dtype(source))
+    model = load_model(student, dtype=_dtype(empty_model(str(source)).config))
     _require_exportable(student, model, width, kept)
     with folders.hold(options.output, PROGRAM):
         _claim(options, source)
         before = int(model.config.get_text_config().vocab_size)
         found = _made_servable(model, tokenizer, kept, width, config, options.prompts)
         write_model(options.output, model, tokenizer, None)
-        folders.add(options.output / PROVENANCE)
-        write_json(options.output / PROVENANCE, _facts(student, source, target, found))
+        _record(options.output, student, source, {"target": target, **asdict(found)})
     say(_last_line(options.output, before, width, found))
+    return options.output
+
+
+def _export_head(student: str, source: Path, options: ExportConfig) -> Path:
+    """Write a head under SGLang's names; vLLM reads these too."""
+    config = read_head_config(student)
+    target = options.target or ((config.speculators_config or {}).get("verifier") or {}).get("name_or_path", "")
+    if not target:
+        raise UserError(f"{student} names no target (verifier): name the model that it drafts for (--target)")
+    fields = sglang_config(config, int(empty_model(target).config.get_text_config().num_hidden_layers))
+    tensors = sglang_weights(load_head(student, dtype=_dtype(config)))
+    tokenizer = load_tokenizer(student)
+
+    def save(partial: Path) -> None:
+        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+        tokenizer.save_pretrained(partial)
+        write_json(partial / "config.json", fields)
+
+    with folders.hold(options.output, PROGRAM):
+        _claim(options, source)
+        put(options.output, save)
+        _record(options.output, student, source, {"target": target, "names": "SGLang"})
+    say(f"{options.output}: {len(tensors)} tensors under SGLang's names, which vLLM reads too")
     return options.output
 
 
@@ -169,9 +194,9 @@ def _width(target: str) -> int:
     return int(empty_model(target).config.get_text_config().vocab_size)
 
 
-def _dtype(source: Path) -> torch.dtype:
+def _dtype(config: PreTrainedConfig) -> torch.dtype:
     """As it is stored; float32 where that is not known."""
-    stored = getattr(empty_model(str(source)).config, "dtype", None)
+    stored = getattr(config, "dtype", None)
     return stored if isinstance(stored, torch.dtype) else torch.float32
 
 
@@ -184,15 +209,12 @@ def _claim(options: ExportConfig, source: Path) -> None:
     folders.begin(options.output)
 
 
-def _facts(student: str, source: Path, target: str, found: Blocked) -> dict[str, Any]:
+def _record(output: Path, student: str, source: Path, facts: Mapping[str, Any]) -> None:
     """The training's provenance, and what was exported how."""
     made = read_provenance(source) if source.is_dir() else {}
-    own = {
-        "target": target,
-        "weights_sha256": weights_sha256(source) if source.is_dir() else "",
-        **asdict(found),
-    }
-    return {**made, "status": "complete", "exported": {"student": student, **own}}
+    own = {"student": student, "weights_sha256": weights_sha256(source) if source.is_dir() else "", **facts}
+    folders.add(output / PROVENANCE)
+    write_json(output / PROVENANCE, {**made, "status": "complete", "exported": own})
 
 
 def _last_line(output: Path, before: int, width: int, found: Blocked) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,16 +77,25 @@ def read_provenance(run: Path) -> dict[str, Any]:
 
 
 def write_model(run: Path, model: Any, tokenizer: Any, draft_vocabulary: Any) -> None:
-    """Put the checkpoint's files into ``run``, config.json last: with it, the checkpoint is whole."""
+    """Put the checkpoint's files into ``run``, the trimmed ids of its head included."""
     from specalign.models.vocabulary import save_draft_vocabulary
     from specalign.training.sharding import state_to_save
 
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=run))
-    try:
+    if draft_vocabulary is not None:
+        save_draft_vocabulary(run, draft_vocabulary.cpu())
+
+    def save(partial: Path) -> None:
         model.save_pretrained(partial, state_dict=state_to_save(model))
         tokenizer.save_pretrained(partial)
-        if draft_vocabulary is not None:
-            save_draft_vocabulary(run, draft_vocabulary.cpu())
+
+    put(run, save)
+
+
+def put(run: Path, save: Callable[[Path], None]) -> None:
+    """Put the files that ``save`` writes into ``run``, config.json last: with it, the checkpoint is whole."""
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=run))
+    try:
+        save(partial)
         folders.add_all(run / file.name for file in partial.iterdir())
         for file in sorted(partial.iterdir(), key=lambda path: path.name == "config.json"):
             file.replace(run / file.name)

@@ -78,6 +78,30 @@ def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:
     ]  # fmt: skip
 
 
+def test_a_head_is_served_by_vllm_as_it_lies_and_by_sglang_under_its_names() -> None:
+    """A chain of gamma tokens is gamma + 1 to verify in SGLang's count; what leaves a last layer it does not keep."""
+    target = ModelInfo("target", "models/the target", 10, 12, 40)
+    head = ModelInfo("gkd", "runs/gkd", 5, 1, 20, reads=[2, 6, 9])
+    lines = deploy_lines(result(row("gkd", 3, 1.5), target=target, drafters=[head]), Wish())
+    assert json.loads(served(lines)[6])["method"] == "eagle3"
+    assert exports(lines)[2:] == ["runs/gkd", "--target", "models/the target", "--output", "runs/gkd-sglang"]
+    words = shlex.split(lines[-1].removeprefix("# "))
+    assert words[:3] == ["python", "-m", "sglang.launch_server"]
+    assert dict(zip(words[3::2], words[4::2], strict=True)) == {
+        "--model-path": "models/the target",
+        "--dtype": "float32",
+        "--speculative-algorithm": "EAGLE3",
+        "--speculative-draft-model-path": "runs/gkd-sglang",
+        "--speculative-num-steps": "3",
+        "--speculative-eagle-topk": "1",
+        "--speculative-num-draft-tokens": "4",
+    }
+    last = replace(head, reads=[2, 6, 12])
+    refused = deploy_lines(result(row("gkd", 3, 1.5), target=target, drafters=[last]), Wish())
+    assert "SGLang does not serve it" in refused[-1]
+    assert not exports(refused)
+
+
 def exports(lines: list[str]) -> list[str]:
     """The words of the export that is advised; none where none is."""
     found = [line.removeprefix("# ") for line in lines if line.startswith("# specalign-train export")]

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from specalign.errors import UserError
+from specalign.models.eagle import load_head
 from specalign.models.load import load_model
 from specalign.models.tiny import make_model
 from specalign.models.vocabulary import load_draft_vocabulary
@@ -103,3 +105,68 @@ def test_a_mask_token_beyond_the_targets_rows_cannot_be_served() -> None:
     model.config.pard_token = 39
     with pytest.raises(UserError, match="its mask token 39 lies beyond the target's 39 rows"):
         export._require_exportable("runs/wide", model, 39, None)
+
+
+@pytest.fixture
+def head(tiny: Tiny) -> Path:
+    """Of the tiny teacher's 4 layers, whose states it reads before the last ones end; 20 of 64 rows."""
+    student = {"kind": "head", "start": "random", "reads": (1, 2, 3), "draft_vocabulary": 20}
+    config = tiny("untrained", student=student)
+    train_all([config])
+    return config.output
+
+
+def test_a_head_is_exported_under_sglangs_names(head: Path, tmp_path: Path) -> None:
+    """Names and shapes of LlamaForCausalLMEagle3 (sgl-project/sglang, python/sglang/srt/models/llama_eagle3.py)."""
+    main(["export", str(head), "--output", str(tmp_path / "sglang")])
+    layer = {"hidden_norm": [16], "input_layernorm": [16], "post_attention_layernorm": [16]}
+    attention = {"q_proj": [16, 32], "k_proj": [8, 32], "v_proj": [8, 32], "o_proj": [16, 16]}
+    mlp = {"gate_proj": [24, 16], "up_proj": [24, 16], "down_proj": [16, 24]}
+    tensors = load_file(tmp_path / "sglang" / "model.safetensors")
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == {
+        "embed_tokens.weight": [64, 16],
+        "fc.weight": [16, 48],
+        **{f"midlayer.{name}.weight": shape for name, shape in layer.items()},
+        **{f"midlayer.self_attn.{name}.weight": shape for name, shape in attention.items()},
+        **{f"midlayer.mlp.{name}.weight": shape for name, shape in mlp.items()},
+        "norm.weight": [16],
+        "lm_head.weight": [20, 16],
+        "d2t": [20],
+    }
+    assert tensors["d2t"].dtype == torch.int64
+    config = json.loads((tmp_path / "sglang" / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLMEagle3"]
+    assert (config["model_type"], config["num_hidden_layers"]) == ("llama", 1)
+    assert (config["vocab_size"], config["draft_vocab_size"], config["target_hidden_size"]) == (64, 20, 16)
+    assert config["tie_word_embeddings"] is False
+    assert config["eagle_config"]["eagle_aux_hidden_state_layer_ids"] == [0, 1, 2]  # by what leaves them
+    assert isinstance(AutoConfig.from_pretrained(tmp_path / "sglang"), LlamaConfig)
+    assert AutoTokenizer.from_pretrained(tmp_path / "sglang").vocab_size == 63
+
+
+def test_sglangs_folder_is_the_same_head_here(head: Path, tmp_path: Path) -> None:
+    main(["export", str(head), "--output", str(tmp_path / "sglang")])
+    ours, theirs = (load_head(str(folder)) for folder in (head, tmp_path / "sglang"))
+    assert theirs.config.reads == (1, 2, 3)
+    assert theirs.config.layer.to_dict() == ours.config.layer.to_dict()
+    weights = theirs.state_dict()
+    assert weights.keys() == ours.state_dict().keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in ours.state_dict().items())
+
+
+def test_a_head_that_sglang_would_read_otherwise_is_refused(tiny: Tiny, head: Path, tmp_path: Path) -> None:
+    last = tiny("untrained", student={"kind": "head", "start": "random"}, output=tmp_path / "last")
+    train_all([last])
+    out = tmp_path / "sglang"
+    with pytest.raises(UserError, match=r"enters layers 1 to 3 .* reads 2, 3, 4: train one with"):
+        main(["export", str(last.output), "--output", str(out)])
+    config = json.loads((head / "config.json").read_text())
+    for changes, message in (
+        ({"norm_before_residual": True}, "norm_before_residual"),
+        ({"eagle_aux_hidden_state_layer_ids": [0, 1, 2]}, "reads 0, 1, 2"),
+        ({"speculators_config": None}, "--target"),
+    ):
+        (head / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(UserError, match=message):
+            main(["export", str(head), "--output", str(out)])
+    assert not out.exists()

@@ -17,7 +17,6 @@ from specalign.losses import LOSSES
 from specalign.models.eagle import EagleHead, load_head
 from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup, starts
 from specalign.training.config import TrainConfig
-from specalign.training.export import ExportConfig, export
 from specalign.training.materials import load_materials
 from specalign.training.plan import make_plan
 from specalign.training.session import train_all
@@ -214,8 +213,6 @@ def test_a_head_and_a_model_are_told_apart(tiny: Tiny, tmp_path: Path, teacher_f
     train_all([a_head(tiny, "untrained", output=tmp_path / "head")])
     with pytest.raises(UserError, match="is a head, which drafts from a teacher's states"):
         load_materials(tiny()).student(tiny(student={"model": str(tmp_path / "head")}).student)
-    with pytest.raises(UserError, match="a head's folder is named as vLLM reads it"):
-        export(str(tmp_path / "head"), ExportConfig(output=tmp_path / "exported"))
     with pytest.raises(UserError, match="is no head"):
         train_all([a_head(tiny, student={"model": str(teacher_folder)})])
 
