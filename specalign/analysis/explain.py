@@ -83,7 +83,7 @@ def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunF
         f"{title}: {_verdict(row)}",
         f"  decoding alone runs at {row.decode_speedup.value:.2f}x the plain target's speed",
         *_figures(row),
-        *forced_lines(row, ours, plain, run.probes, parallel=_in_parallel(row, run.result)),
+        *forced_lines(row, ours, plain, run.probes, first=_guesses_on(row, run.result)),
         *_predictions(row, costs),
         *_attribution(costs, ours, run.probes),
         f"  a step costs {costs.price:.2f} plain steps and emits {row.tau.value:.2f} tokens; {_need(row, costs)}",
@@ -92,9 +92,12 @@ def _explain_row(row: SummaryRow, records: Sequence[GenerationRecord], run: RunF
     ]
 
 
-def _in_parallel(row: SummaryRow, result: BenchmarkResult) -> bool:
-    """Whether its drafter drafts several tokens in one call."""
-    return any(info.parallel for info in result.drafters if info.name == row.method)
+def _guesses_on(row: SummaryRow, result: BenchmarkResult) -> bool:
+    """Whether only the first token of its drafts comes from what teacher forcing reads too.
+
+    The others of a parallel draft come from masks, those of a head from its own output in the target's place.
+    """
+    return any(info.parallel or info.reads for info in result.drafters if info.name == row.method)
 
 
 def _figures(row: SummaryRow) -> list[str]:

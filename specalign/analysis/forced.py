@@ -20,11 +20,11 @@ def forced_lines(
     plain: Sequence[GenerationRecord],
     probes: Sequence[Probe],
     *,
-    parallel: bool = False,
+    first: bool = False,
 ) -> list[str]:
     """alpha in decoding and teacher-forced, their gap, and at temperature 0 its split into two causes.
 
-    ``parallel``: only the first token of a draft is drafted as teacher forcing does it; the others come from masks.
+    ``first``: only the first token of a draft is drafted from what teacher forcing reads; compare those alone.
     """
     if row.alpha_expected is None or row.alpha_counted is None or row.alpha_teacher_forced is None:
         return []
@@ -34,11 +34,11 @@ def forced_lines(
         f"  alpha: {row.alpha_counted.value:.3f} counted, {expected:.3f} expected in decoding, {forced:.3f} "
         f"teacher-forced along the plain target's outputs (gap {gap:+.3f})"
     ]
-    pairs = like_positions(ours, plain, probes, first=parallel) if row.kind == "model" else []
+    pairs = like_positions(ours, plain, probes, first=first) if row.kind == "model" else []
     if pairs:
         seen = sum(theirs for _, theirs in pairs) / len(pairs)
         apart = sum(abs(decoding - theirs) > 0.5 for decoding, theirs in pairs) / len(pairs)
-        which = "first tokens of drafts" if parallel else "positions"
+        which = "first tokens of drafts" if first else "positions"
         lines.append(
             f"    teacher-forced at the {len(pairs)} {which} that decoding examined: {seen:.3f} "
             f"({seen - forced:+.3f} by which positions these are); the two differ at {apart:.1%} of them"

@@ -46,7 +46,7 @@ def with_head(words: list[str], folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("runtime", ["eager", "packed", pytest.param("compiled", marks=pytest.mark.slow)])
 def test_a_head_has_every_figure_that_a_model_has(
-    bench: Bench, head_folder: Path, tmp_path: Path, runtime: str
+    bench: Bench, head_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], runtime: str
 ) -> None:
     flags = ["--decoding.adaptive", "--include", "suffix_lookup", "--compose", "fast=suffix_lookup+head"]
     main(with_head(bench("--decoding.runtime", runtime, *flags, drafters=("copy",)), head_folder))
@@ -67,6 +67,8 @@ def test_a_head_has_every_figure_that_a_model_has(
     timed = {(probe.method, probe.n_tokens) for probe in run.probes if isinstance(probe, CallProbe)}
     assert {("head", 1), ("head", 3)} <= timed
     assert {probe.method for probe in run.probes if isinstance(probe, ForcedProbe)} >= {"head", "copy"}
+    main(["explain", str(tmp_path / "run")])
+    assert "first tokens of drafts that decoding examined" in capsys.readouterr().out
 
 
 def test_teacher_forced_acceptance_is_what_a_draft_after_every_token_has(
