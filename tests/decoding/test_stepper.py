@@ -6,6 +6,7 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -90,7 +91,12 @@ def test_few_rows_are_multiplied_by_the_template_that_reads_weights_fast(
     """More may be by whichever kernel the compiler finds the fastest; so may float64, which the template cannot do."""
     asked: list[str] = []
     real = stepper._packed_for_cpu
-    monkeypatch.setattr(stepper, "_packed_for_cpu", lambda kernels: asked.append(kernels) or real(kernels))
+
+    def recorded(kernels: str) -> AbstractContextManager[None]:
+        asked.append(kernels)
+        return real(kernels)
+
+    monkeypatch.setattr(stepper, "_packed_for_cpu", recorded)
     model = copy.deepcopy(build("llama"))
     make_stepper(model, "compiled", shapes=Shapes(sizes=(1,), capacity=32))
     assert asked == ["CPP", "CPP,ATEN"]
