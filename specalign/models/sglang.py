@@ -1,4 +1,4 @@
-"""A head under SGLang's names, in a folder that vLLM and this engine read as well.
+"""A head under SGLang's names, in a folder that this engine reads as well, and vLLM by its sources.
 
 Read in SGLang's sources (srt/models/llama_eagle3.py, srt/models/llama.py and srt/model_executor/model_runner.py): the
 config is a Llama's of one layer with ``draft_vocab_size``; the layer is called ``midlayer``; ``d2t`` is as in vLLM;

@@ -102,7 +102,7 @@ def export(student: str, options: ExportConfig) -> Path:
 
 
 def _export_head(student: str, source: Path, options: ExportConfig) -> Path:
-    """Write a head under SGLang's names; vLLM reads these too."""
+    """Write a head under SGLang's names."""
     config = read_head_config(student)
     target = options.target or ((config.speculators_config or {}).get("verifier") or {}).get("name_or_path", "")
     if not target:
@@ -120,7 +120,7 @@ def _export_head(student: str, source: Path, options: ExportConfig) -> Path:
         _claim(options, source)
         put(options.output, save)
         _record(options.output, student, source, {"target": target, "names": "SGLang"})
-    say(f"{options.output}: {len(tensors)} tensors under SGLang's names, which vLLM reads too")
+    say(f"{options.output}: {len(tensors)} tensors under SGLang's names")
     return options.output
 
 
