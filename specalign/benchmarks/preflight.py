@@ -16,7 +16,7 @@ from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
 from specalign.models import preflight as models
 from specalign.models.eagle import EagleHead, check_head_weights, empty_head, is_head
-from specalign.models.head_fit import check_head_fits, check_verifier
+from specalign.models.head_fit import check_head_fits, check_verifier, origin_of
 from specalign.models.load import BITS, check_weights, require_bitsandbytes, resolve_device, resolve_dtype
 from specalign.models.mask_token import masks_of
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
@@ -140,7 +140,10 @@ def _head_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outl
     return [
         (name, lambda: models.describe(drafter())),
         *(own if config.engine.name == "own" else []),
-        (f"{name}: fits the target", lambda: named(lambda head: check_head_fits(head, target().model))),
+        (
+            f"{name}: fits the target",
+            lambda: named(lambda head: check_head_fits(head, target().model, origin_of(path))),
+        ),
         (f"{name}: trained for", lambda: named(lambda head: check_verifier(head, config.target.model))),
         (f"{name}: context", lambda: _context(config, drafter())),
     ]

@@ -24,7 +24,7 @@ from specalign.decoding.probe import require_decodable
 from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.models.eagle import EagleHead, empty_head, is_head, load_head
-from specalign.models.head_fit import require_head_fits
+from specalign.models.head_fit import head_fingerprint, origin_of, other_weights, require_head_fits
 from specalign.models.heads import head_of
 from specalign.models.load import (
     is_encoder_decoder,
@@ -89,7 +89,9 @@ def load_suite(config: BenchConfig) -> Suite:
         infos = []
         for name, path in named.items():
             if is_head(path):
-                drafters[name], info = _head(name, path, load_head(path, dtype=dtype, device=device))
+                head = load_head(path, dtype=dtype, device=device)
+                _tell_other_target(name, path, head, target)
+                drafters[name], info = _head(name, path, head)
             else:
                 model = load_model(path, dtype=dtype, device=device, attn=config.target.attn)
                 add_end(model, end)
@@ -103,7 +105,6 @@ def load_suite(config: BenchConfig) -> Suite:
     target_info = _model_info(TARGET, config.target.model, target)
     for model in (target, *(model for drafter in drafters.values() for model in drafting_models(drafter))):
         require_decodable(model)  # said before anything is compiled
-        require_head_fits(model, target)
     prompts = within(prompts, context_limit(target), config.decoding.max_new_tokens)
     _tell_what_was_cut(prompts)
     stepper, drafters = make_ready(config.decoding, target, drafters, prompts, composed=bool(config.compose))
@@ -130,6 +131,17 @@ def outline_suite(config: BenchConfig) -> Suite:
     _tell_what_was_cut(prompts)
     writing = _writing(config, target.tokenizer)
     return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, target_info, infos, writing)
+
+
+def _tell_other_target(name: str, path: str, head: EagleHead, target: PreTrainedModel) -> None:
+    """Raises UserError where a head does not fit; one for a target of the same shape decodes, and it is said."""
+    origin = origin_of(path)
+    require_head_fits(head, target, origin)
+    if other_weights(origin, target):
+        say(
+            f"specalign-bench: drafter {name!r} is a head for a target with other logits than this one (other "
+            "weights, or the same ones quantised): it may be accepted less often than where it belongs"
+        )
 
 
 def _writing(config: BenchConfig, tokenizer: PreTrainedTokenizerBase) -> Turns:
@@ -190,6 +202,10 @@ def fingerprints(suite: Suite) -> dict[str, list[float]]:
     for name, drafter in suite.drafters.items():
         if drafter and drafter.alone:
             found[name] = fingerprint(drafter.alone.model)
+        elif drafter and drafter.reads and drafter.kind != "hybrid":
+            (head,) = drafting_models(drafter)
+            assert isinstance(head, EagleHead)
+            found[name] = head_fingerprint(head)
     return found
 
 

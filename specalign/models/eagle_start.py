@@ -95,18 +95,6 @@ def _rope_theta(text: PreTrainedConfig) -> float:
     return float(next((table["rope_theta"] for table in tables if "rope_theta" in table), 10_000.0))
 
 
-def require_head_of(head: EagleHead, target: PreTrainedModel, name: str) -> None:
-    """Raise UserError unless ``head`` reads states that ``target`` has, and embeds its vocabulary."""
-    text = target.config.get_text_config()
-    require_reads(head.config.reads, text.num_hidden_layers)
-    ours = (head.config.target_hidden_size, head.embed_tokens.num_embeddings)
-    if ours != (text.hidden_size, text.vocab_size):
-        raise UserError(
-            f"head {name!r} is for targets of width {ours[0]} with {ours[1]:,} ids; this one has "
-            f"{text.hidden_size} and {text.vocab_size:,}"
-        )
-
-
 @torch.no_grad()
 def new_head(
     target: PreTrainedModel, config: EagleConfig, ids: Tensor | None = None, seed: int = 0

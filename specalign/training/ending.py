@@ -15,6 +15,7 @@ from specalign import provenance
 from specalign.config import as_table
 from specalign.errors import UserError
 from specalign.files import write_json, write_jsonl
+from specalign.models.head_fit import MADE_FOR, origin_as
 from specalign.terminal import say
 from specalign.training import folder
 from specalign.training.checkpoints import BEST, FOLDER, list_checkpoints, load_best, read_best, sweep
@@ -109,6 +110,7 @@ def facts_of(run: Run, materials: Materials, course: Course | None, step: int, b
         "seed": config.seed,
         "weights_sha256": provenance.weights_sha256(run.path),
         "config": as_table(config),
+        **({MADE_FOR: asdict(origin_as(run.pair.teacher))} if run.pair.reads else {}),
     }
 
 

@@ -9,8 +9,9 @@ from specalign.data.preflight import describe_prompts, describe_rows, describe_s
 from specalign.data.turns import end_of_turn
 from specalign.errors import UserError
 from specalign.models import preflight as models
-from specalign.models.eagle import read_head_config
+from specalign.models.eagle import empty_head, read_head_config
 from specalign.models.eagle_start import head_config
+from specalign.models.head_fit import origin_of, require_head_fits
 from specalign.models.load import (
     check_weights,
     require_bitsandbytes,
@@ -27,6 +28,7 @@ from specalign.training.plan import Plan, make_plan
 from specalign.training.plugins import NONE, Plugins
 from specalign.training.prompts import columns, encoded
 from specalign.training.rollouts import needs_references
+from specalign.training.starts import require_own_shape
 from specalign.training.writers import WRITERS
 
 Outlined = Callable[[], models.Outline]
@@ -106,10 +108,12 @@ def _head(config: TrainConfig, teacher: models.Outline) -> str:
     name, vocabulary = config.student.model, config.student.draft_vocabulary
     require_sliceable(config)
     found = head_config(teacher.model.config, config.student.reads, vocabulary)
+    said = f"a head, {config.student.start}"
     if name:
         found, said = read_head_config(name), f"head {name}"
-    else:
-        said = f"a head, {config.student.start}"
+        head = empty_head(name)
+        require_head_fits(head, teacher.model, origin_of(name))
+        require_own_shape(config.student, head)
     n_layers = teacher.model.config.get_text_config().num_hidden_layers
     return f"{said}, on the states of layers {', '.join(map(str, found.reads))} of {n_layers}"
 

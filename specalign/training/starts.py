@@ -18,7 +18,8 @@ from specalign.files import atomic_path
 from specalign.models.alignment import align_slice, n_passes
 from specalign.models.eagle import EagleConfig, EagleHead, is_head, load_head
 from specalign.models.eagle_fit import fit_head
-from specalign.models.eagle_start import new_head, require_head_of
+from specalign.models.eagle_start import new_head
+from specalign.models.head_fit import origin_of, require_head_fits
 from specalign.models.importance import layer_influence, most_influential
 from specalign.models.load import load_model
 from specalign.models.properties import Tower, tower_layers
@@ -151,7 +152,8 @@ def existing_student(
         raise UserError(f"model {name!r} is {wanted}; student.kind is {'head' if head else 'model'}")
     if head:
         found = load_head(name, device=device)
-        require_head_of(found, teacher, name)
+        require_head_fits(found, teacher, origin_of(name))
+        require_own_shape(config.student, found)
         return found
     return load_model(
         name,
@@ -159,6 +161,19 @@ def existing_student(
         attn=attention_of(config, device),
         trust_remote_code=config.teacher.trust_remote_code,
     )
+
+
+def require_own_shape(config: StudentConfig, head: EagleHead) -> None:
+    """Raise UserError where a head that is trained on is asked for other states or ids than it has."""
+    reads, n_rows = head.config.reads, head.lm_head.out_features
+    if config.reads and tuple(config.reads) != reads:
+        raise UserError(
+            f"head {config.model!r} reads the states of layers {list(reads)}, not student.reads = {list(config.reads)}"
+        )
+    if config.draft_vocabulary not in (0, n_rows):
+        raise UserError(
+            f"head {config.model!r} drafts {n_rows:,} ids, not student.draft_vocabulary = {config.draft_vocabulary:,}"
+        )
 
 
 def padded_batches(texts: Sequence[Text], device: torch.device) -> Iterator[tuple[Tensor, ...]]:

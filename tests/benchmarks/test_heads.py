@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session
 from specalign.errors import UserError
 from specalign.models.eagle import load_head
+from specalign.models.head_fit import origin_as
+from specalign.models.load import load_model
+from specalign.preflight import Finding
 from specalign.probes import CallProbe, ForcedProbe
 from specalign.run_files import read_run
 from tests.decoding.kinds import tiny_head
@@ -135,6 +140,56 @@ def test_targets_that_it_does_not_fit_are_one_line(
     found = {finding.check: finding for finding in findings(config, data=False)}
     assert found["head: fits the target"].verdict == found["head: weights"].verdict == "failed"
     assert "states of 32 numbers, the target's have 16" in found["head: fits the target"].detail
+
+
+def told_of(folder: Path, target: Path, **changes: Any) -> None:
+    """Let a head's folder tell which target it is for, as training does."""
+    origin = asdict(origin_as(load_model(str(target)))) | changes
+    (folder / "provenance.json").write_text(json.dumps({"target": origin}))
+
+
+def test_a_head_for_a_target_of_another_depth_or_with_other_weights_is_told_apart(
+    bench: Bench, head_folder: Path, models_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ours = tmp_path / "ours"
+    shutil.copytree(head_folder, ours)
+    config = parse_run(with_head(bench(drafters=("copy",)), ours)[1:])
+
+    def fits() -> Finding:
+        return next(each for each in findings(config, data=False) if each.check == "head: fits the target")
+
+    told_of(ours, models_folder / "copy")  # the target's own weights elsewhere
+    assert fits().verdict == "ok"
+    load_suite(config)
+    assert "is a head for a target" not in capsys.readouterr().out
+    told_of(ours, models_folder / "copy", fingerprint=[1.0] * 9)
+    assert fits().verdict == "ok"
+    load_suite(config)
+    assert "drafter 'head' is a head for a target with other logits" in capsys.readouterr().out
+    told_of(ours, models_folder / "small")
+    assert fits().verdict == "failed"
+    with pytest.raises(UserError, match="trained for a target of 1 layers, this one has 2"):
+        load_suite(config)
+    (ours / "provenance.json").write_text('{"target": {"layers": 2}}')
+    assert "does not say which target the head is for" in fits().detail
+
+
+def test_another_head_is_not_taken_for_the_one_that_a_run_began_with(
+    bench: Bench, head_folder: Path, tmp_path: Path
+) -> None:
+    """The same weights under another config: its logits are in the run's provenance, as a model's are."""
+    head, words = tmp_path / "changing", bench(drafters=("copy",))
+    shutil.copytree(head_folder, head)
+    main(with_head(words, head))
+    result = tmp_path / "run" / "result.json"
+    written = json.loads(result.read_text())
+    assert set(written["provenance"]["fingerprints"]) == {"target", "copy", "head"}
+    result.write_text(json.dumps(written | {"status": "interrupted"}))
+    changed = json.loads((head / "config.json").read_text())
+    changed["transformer_layer_config"]["rms_norm_eps"] = 0.5
+    (head / "config.json").write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="begun with another model as head"):
+        main(words)
 
 
 def test_vllm_is_told_that_it_is_a_head(bench: Bench, head_folder: Path, tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ from safetensors.torch import load_file
 from specalign.errors import UserError
 from specalign.losses import LOSSES
 from specalign.models.eagle import EagleHead, load_head
+from specalign.models.head_fit import origin_of, other_weights
+from specalign.models.load import load_model
 from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup, starts
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.plan import make_plan
+from specalign.training.preflight import findings
 from specalign.training.session import train_all
 from specalign.training.validation import make_validation
 
@@ -113,6 +116,21 @@ def test_the_folder_names_the_teacher_and_the_draft_length(tiny: Tiny) -> None:
     assert all(0 <= line["alpha"] <= 1 <= line["tau"] for line in held_out)
 
 
+def test_the_folder_tells_its_target_by_layers_and_logits(tiny: Tiny) -> None:
+    config = a_head(tiny, "untrained")
+    train_all([config])
+    teacher = load_model(config.teacher.model)
+    told = origin_of(str(config.output))
+    assert told is not None
+    assert told.n_layers == 4
+    assert told.dtype == "torch.float32"
+    assert not other_weights(told, teacher)
+    with torch.no_grad():
+        teacher.get_output_embeddings().weight.mul_(1.1)
+    assert other_weights(told, teacher)
+    assert not other_weights(None, teacher)
+
+
 def _one_file(tiny: Tiny) -> Path:
     source = Path(tiny().data.source)
     path = tiny().output.parent / "all.jsonl"
@@ -158,6 +176,35 @@ def test_a_trained_head_is_trained_on(tiny: Tiny, tmp_path: Path) -> None:
     one, two = (load_head(str(config.output)) for config in (first, second))
     assert torch.equal(one.draft_ids, two.draft_ids)
     assert not torch.equal(one.fc.weight, two.fc.weight)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"reads": (0, 1, 2)}, r"reads the states of layers \[2, 3, 4\], not student.reads = \[0, 1, 2\]"),
+        ({"draft_vocabulary": 30}, "drafts 20 ids, not student.draft_vocabulary = 30"),
+    ],
+)
+def test_a_trained_head_keeps_its_layers_and_ids(
+    tiny: Tiny, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    first = a_head(tiny, "untrained", output=tmp_path / "first", student={"draft_vocabulary": 20})
+    train_all([first])
+    second = a_head(tiny, output=tmp_path / "second", student={"model": str(first.output), **changes})
+    found = {finding.check: finding for finding in findings([recipe.completed(second)], data=False)}
+    assert found["student"].verdict == "failed"
+    with pytest.raises(UserError, match=message):
+        train_all([second])
+
+
+def test_a_head_for_another_depth_is_not_trained_on(tiny: Tiny, tmp_path: Path) -> None:
+    first = a_head(tiny, "untrained", output=tmp_path / "first")
+    train_all([first])
+    facts = json.loads((first.output / "provenance.json").read_text())
+    facts["target"]["n_layers"] = 6
+    (first.output / "provenance.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="trained for a target of 6 layers, this one has 4"):
+        train_all([a_head(tiny, output=tmp_path / "second", student={"model": str(first.output)})])
 
 
 def test_a_comparison_mixes_kinds(tiny: Tiny, tmp_path: Path) -> None:
