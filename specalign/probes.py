@@ -55,6 +55,8 @@ class CallProbe:
     seconds: list[float]
     after: Literal["draft", "target", ""] = ""
     """Of the target on several tokens: what was called just before, a model's draft or the target itself."""
+    n_accepted: int = 0
+    """Of a draft: tokens accepted of the draft before, which the drafter reads first, with the one that followed."""
     kind: Literal["call"] = "call"
     __pydantic_config__ = _STRICT
 

@@ -19,6 +19,7 @@ from specalign.analysis.pairs import pair_lines
 from specalign.analysis.prediction import (
     CallTimes,
     call_seconds,
+    entering_seconds,
     mean_call_seconds,
     probed_steps,
     target_seconds,
@@ -183,14 +184,20 @@ def _choices(
     survival = longest.survival_by_position
     steps = [r.steps for r in records if r.steps and (r.method, r.gamma) == (row.method, longest.gamma)]
     measured = {1: costs.target_s, row.gamma + 1: costs.verify_s}
+    draft_s = _call_curve(
+        run.probes,
+        call_seconds(run.probes, row.method, row.temperature),
+        len(survival),
+        {row.gamma: costs.draft_s},
+    )
+    entering = entering_seconds(run.probes, row.method, row.temperature)
+
+    def tokens(n: int) -> float:
+        return tokens_from_survival(survival[:n])
+
     drafting = Drafting(
-        tokens=lambda n: tokens_from_survival(survival[:n]),
-        draft_s=_call_curve(
-            run.probes,
-            call_seconds(run.probes, row.method, row.temperature),
-            len(survival),
-            {row.gamma: costs.draft_s},
-        ),
+        tokens=tokens,
+        draft_s=lambda n: draft_s(n) + (mean_call_seconds(run.probes, entering, tokens(n) - 1) or 0.0),
         verify_s=_call_curve(run.probes, target_seconds(run.probes, row.method), len(survival) + 1, measured),
         lengths=[n for trace in steps for n in trace.n_drafted],
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from specalign.benchmarks.runtime import all_reads
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import Drafter
 from specalign.decoding.clock import Clock
+from specalign.decoding.drafters import Drafting
 from specalign.decoding.parallel import drafts_at_once
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session, decoder_sequences, rooms
@@ -24,6 +26,9 @@ from specalign.results import TARGET
 
 REPEATS = 3
 """Times that a call is made, each after the call that precedes it in decoding; the first is not recorded."""
+
+LEAST = 2
+"""Tokens of a text after which any drafter drafts."""
 
 Job = Callable[[], object]
 
@@ -41,6 +46,8 @@ class _Call:
     """What decoding does just before: another model's call leaves the processor's cache without this one's weights."""
     after: Literal["draft", "target", ""] = ""
     """As in the probe."""
+    n_accepted: int = 0
+    """As in the probe."""
 
 
 def fact_probes(suite: Suite) -> list[Probe]:
@@ -53,7 +60,7 @@ def fact_probes(suite: Suite) -> list[Probe]:
 @torch.inference_mode()
 def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
     """T_target(q) for q = 1..gamma_max + 1, and drafting of 1 and gamma_max tokens (in parallel: of each number up to
-    gamma_max), at one of the contexts in turn.
+    gamma_max), after drafts of which none, one and all were accepted where that tells, at one of the contexts in turn.
 
     ``number`` counts the calls of this function in a run.
     """
@@ -62,7 +69,15 @@ def call_probes(suite: Suite, config: BenchConfig, number: int) -> list[Probe]:
     calls = list(_calls(suite, config, prompts[number % len(prompts)]))
     random.Random(f"{config.seed}|{number}").shuffle(calls)
     return [
-        CallProbe(call.method, call.temperature, call.context, call.n_tokens, _seconds(call, clock), call.after)
+        CallProbe(
+            call.method,
+            call.temperature,
+            call.context,
+            call.n_tokens,
+            _seconds(call, clock),
+            call.after,
+            call.n_accepted,
+        )
         for call in calls
     ]
 
@@ -120,6 +135,19 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
                 yield _Call(method, temperature, len(prompt), n, job, before=plain)
                 if a_models_draft is None and drafter.kind == "model":
                     a_models_draft = job
+            n = max(timed_lengths(drafter, gamma_max))
+            for n_accepted in accepted_lengths(drafter, n, len(prompt)):
+                start = partial(_start, fixed, sampling, session)
+                steps = _Steps(session, start, prompt, n, n_accepted, generator)
+                yield _Call(
+                    method,
+                    temperature,
+                    len(prompt),
+                    n,
+                    steps.draft,
+                    before=steps.verify,
+                    n_accepted=n_accepted,
+                )
             without_model |= drafter.kind != "model"
     yield _Call(TARGET, None, len(prompt), 1, plain)
     for n in range(2, gamma_max + 2):
@@ -137,11 +165,65 @@ def timed_lengths(drafter: Drafter, gamma_max: int) -> list[int]:
     return list(range(1, min(gamma_max, most) + 1)) if most > 1 else sorted({1, gamma_max})
 
 
+def accepted_lengths(drafter: Drafter, n: int, context: int) -> list[int]:
+    """Numbers of accepted tokens of a draft of ``n`` after which the next is timed too, where steps of so many fit.
+
+    Of drafters that read all of them in a call of the next draft: heads, and parallel drafters. Others have read them
+    while they drafted.
+    """
+    reads = drafter.reads or drafts_at_once(drafter) > 1
+    return [a for a in sorted({1, n}) if reads and context >= LEAST + _grown(a)]
+
+
+def _grown(n_accepted: int) -> int:
+    """Tokens by which a text grows while a draft is timed."""
+    return REPEATS * (n_accepted + 1)
+
+
+class _Steps:
+    """Steps of decoding as a prompt's last tokens come: a draft, its verification, and the draft after it.
+
+    The last of :data:`REPEATS` is after the whole prompt.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        start: Callable[[list[int], int], Drafting],
+        prompt: list[int],
+        n: int,
+        n_accepted: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.session, self.n, self.n_accepted, self.generator = session, n, n_accepted, generator
+        self.prompt, self.length = prompt, len(prompt) - _grown(n_accepted)
+        self.drafting = start(prompt[: self.length], _grown(n_accepted) + n + 2)
+
+    def draft(self) -> None:
+        """What is timed."""
+        self.drafting.draft([self.prompt[: self.length]], [self.n], self.generator)
+
+    def verify(self) -> None:
+        """The draft before, and the target's call by which ``n_accepted`` of its tokens and one more join the text."""
+        self.session.rollback([self.length - 1])
+        self.draft()
+        fed = [self.prompt[(self.length - 1 + place) % len(self.prompt)] for place in range(self.n + 1)]
+        self.session.extend(torch.tensor([fed], device=self.session.model.device))
+        self.length += self.n_accepted + 1
+        self.session.rollback([self.length - 1])
+
+
+def _start(drafter: Drafter, sampling: Sampling, session: Session, text: list[int], n_new: int) -> Drafting:
+    """Read the beginning of a text of which the session has just read all."""
+    return drafter.start([text], n_new, sampling, session)
+
+
 def _target_call(session: Session, prompt: list[int], n: int) -> Job:
     before = list(session.lengths)
     ids = torch.tensor([[prompt[-1 - place % len(prompt)] for place in range(n)]], device=session.model.device)
 
     def call() -> None:
+        session.rollback(before)
         session.extend(ids)
         session.rollback(before)
 

@@ -12,7 +12,13 @@ from specalign.analysis.cost_model import StepCosts
 from specalign.analysis.explain import measured_parts, reason
 from specalign.analysis.forced import like_positions
 from specalign.analysis.outlook import Drafting, Outlook, best, outlooks, plan
-from specalign.analysis.prediction import call_seconds, predicted_from_probes, target_seconds
+from specalign.analysis.prediction import (
+    call_seconds,
+    entering_seconds,
+    predicted_from_probes,
+    probed_steps,
+    target_seconds,
+)
 from specalign.analysis.speeds import speeds_of
 from specalign.analysis.summary import summarise
 from specalign.benchmarks.cli import main
@@ -144,6 +150,32 @@ def test_calls_are_interpolated_between_contexts_and_counts() -> None:
     assert seconds
     assert seconds([1, 3, 9, 9], [0, 50, 100, 500]) == pytest.approx([0.05, 0.075, 0.14, 0.14])
     assert call_seconds(PROBES, "weak", 0.0) is None
+
+
+def test_a_draft_takes_longer_where_more_was_accepted_before_it() -> None:
+    """Of a head: 10 ms and 1 ms for each accepted token that it enters, at every number of tokens that it drafts."""
+    probes: list[Probe] = [
+        *PROBES[:4],
+        *(CallProbe("head", 1.0, 0, n, [2e-3 * n + 4e-3]) for n in (1, 3)),
+        *(CallProbe("head", 1.0, 0, 3, [(10 + a) * 1e-3], n_accepted=a) for a in (1, 3)),
+    ]
+    drafts, entering = (of(probes, "head", 1.0) for of in (call_seconds, entering_seconds))
+    assert drafts
+    assert entering
+    assert drafts([1, 2, 3], [0, 0, 50]) == pytest.approx([6e-3, 8e-3, 10e-3])
+    assert entering([0, 1, 2, 3, 9], [0] * 5) == pytest.approx([0, 1e-3, 2e-3, 3e-3, 3e-3])
+    assert entering_seconds(probes, "weak", 1.0) is None
+    trace = StepTrace(
+        n_drafted=[3, 3, 0, 1], n_examined=[3, 1, 0, 1], n_accepted=[2, 0, 0, 1], n_emitted=[3, 1, 1, 2],
+        overlap=[[1.0] * 3, [0.0], [], [1.0]], draft_s=[0.0] * 4, verify_s=[0.0] * 4, rest_s=[0.0] * 4,
+    )  # fmt: skip
+    record = dataclasses.replace(
+        simulated("weak", 3, 0.5, "p", np.random.default_rng(0)), method="head", temperature=1.0, steps=trace
+    )
+    found = probed_steps([record], probes)
+    assert found
+    # nothing was accepted before the first; two were, then none, and one came while nothing was drafted
+    assert found.draft_s == pytest.approx([10e-3, 12e-3, 0, 7e-3])
 
 
 def test_prompt_lookups_verification_follows_the_targets_own_call() -> None:

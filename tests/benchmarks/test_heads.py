@@ -14,10 +14,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, T5Config, T5ForConditionalGeneration
 
 from specalign.analysis.deploy import HEAD, Wish, deploy_lines, speculative_config
+from specalign.benchmarks.calls import REPEATS, _calls, probe_prompts
 from specalign.benchmarks.cli import main, parse_run
 from specalign.benchmarks.outputs import _Trajectory
 from specalign.benchmarks.preflight import findings
 from specalign.benchmarks.suite import load_suite, outline_suite
+from specalign.decoding import HeadStepper
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session
 from specalign.errors import UserError
@@ -69,8 +71,10 @@ def test_a_head_has_every_figure_that_a_model_has(
     assert all(rows[method, 0.0].exact_match_target == 1 for method in ("head", "head_adaptive", "fast"))
     (info,) = (info for info in run.result.drafters if info.name == "head")
     assert (info.reads, info.n_layers, info.draft_vocabulary) == ([0, 1, 2], 1, 30)
-    timed = {(probe.method, probe.n_tokens) for probe in run.probes if isinstance(probe, CallProbe)}
-    assert {("head", 1), ("head", 3)} <= timed
+    calls = [probe for probe in run.probes if isinstance(probe, CallProbe)]
+    timed = {(call.n_tokens, call.n_accepted) for call in calls if call.method == "head"}
+    assert timed == {(1, 0), (3, 0), (3, 1), (3, 3)}
+    assert {call.n_accepted for call in calls if call.method in ("target", "copy")} == {0}
     assert {probe.method for probe in run.probes if isinstance(probe, ForcedProbe)} >= {"head", "copy"}
     main(["explain", str(tmp_path / "run")])
     assert "first tokens of drafts that decoding examined" in capsys.readouterr().out
@@ -140,6 +144,34 @@ def test_targets_that_it_does_not_fit_are_one_line(
     found = {finding.check: finding for finding in findings(config, data=False)}
     assert found["head: fits the target"].verdict == found["head: weights"].verdict == "failed"
     assert "states of 32 numbers, the target's have 16" in found["head: fits the target"].detail
+
+
+def test_a_timed_draft_enters_what_was_accepted_before_it(
+    bench: Bench, head_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After drafts of which none, one and all three were accepted, as in decoding: with a call of that many entries."""
+    config = parse_run(with_head(bench(drafters=("copy",)), head_folder)[1:])
+    suite = load_suite(config)
+    fed: list[tuple[int, bool]] = []
+    plain = HeadStepper.__call__
+
+    def noted(self: HeadStepper, ids: torch.Tensor, *rest: Any, true: bool) -> Any:
+        fed.append((ids.shape[1], true))
+        return plain(self, ids, *rest, true=true)
+
+    monkeypatch.setattr(HeadStepper, "__call__", noted)
+    prompt = probe_prompts(suite, config)[-1]
+    timed = set()
+    with torch.inference_mode():
+        for call in [call for call in _calls(suite, config, prompt) if call.method == "head"]:
+            for _ in range(REPEATS):
+                assert call.before
+                call.before()
+                fed.clear()
+                call.make()
+                assert fed == [(call.n_accepted + 1, True)] + [(1, False)] * (call.n_tokens - 1)
+            timed.add((call.n_tokens, call.n_accepted))
+    assert timed == {(1, 0), (3, 0), (3, 1), (3, 3)}
 
 
 def told_of(folder: Path, target: Path, **changes: Any) -> None:
