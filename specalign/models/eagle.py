@@ -103,6 +103,8 @@ class EagleHead(PreTrainedModel):
 
     config_class = EagleConfig
     config: EagleConfig
+    main_input_name = "ids"
+    supports_gradient_checkpointing = True
     _supports_sdpa = True
     _keys_to_ignore_on_load_unexpected = ["t2d"]  # noqa: RUF012 (theirs); it says what d2t does
     d2t: Tensor
@@ -110,6 +112,7 @@ class EagleHead(PreTrainedModel):
 
     def __init__(self, config: EagleConfig) -> None:
         super().__init__(config)
+        self.gradient_checkpointing = False  # transformers sets it; the steps of a draft are what is recomputed
         layer = config.layer
         n_rows = config.draft_vocab_size or layer.vocab_size
         self.embed_tokens = nn.Embedding(layer.vocab_size, layer.hidden_size)

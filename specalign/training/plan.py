@@ -306,6 +306,9 @@ def _rollouts(config: TrainConfig, student: Any) -> int:
 def _activations(config: TrainConfig, student: Any, tokens: int) -> int:
     text = student.get_text_config()
     width = (1 if _halves(config) else 2) * (config.student.unroll if config.student.is_head else 1)
+    if config.optimiser.gradient_checkpointing and config.student.is_head:
+        steps = config.student.unroll  # each keeps its inputs, one is recomputed
+        return tokens * text.hidden_size * width // steps * (2 * steps + ACTIVATIONS_PER_LAYER)
     if config.optimiser.gradient_checkpointing:
         return tokens * text.hidden_size * width * (2 * text.num_hidden_layers + ACTIVATIONS_PER_LAYER)
     return tokens * text.hidden_size * width * ACTIVATIONS_PER_LAYER * text.num_hidden_layers

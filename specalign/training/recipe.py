@@ -196,7 +196,7 @@ def _check_head(config: TrainConfig) -> None:
     """What a head cannot do."""
     if config.method not in UNTRAINED and config.rollout.student_share:
         raise UserError(
-            f"a head writes no responses of its own (rollout.source = {config.rollout.source}): choose "
+            f"a head is not trained on its own drafts (rollout.source = {config.rollout.source}): choose "
             "rollout.source = teacher or ground_truth"
         )
     if config.objective.reference:
@@ -205,10 +205,8 @@ def _check_head(config: TrainConfig) -> None:
         raise UserError(
             "teacher.offload keeps what models are trained on; a head needs the teacher: choose none"
         )
-    if config.optimiser.compile or config.optimiser.gradient_checkpointing:
-        raise UserError(
-            "a head has one layer: optimiser.compile and optimiser.gradient_checkpointing are for models"
-        )
+    if config.optimiser.compile:
+        raise UserError("a head has one layer, and the teacher takes the time: optimiser.compile is for models")
     if config.optimiser.sharded == "weights":
         raise UserError("a head has one layer to divide: choose optimiser.sharded = moments or none")
 

@@ -49,21 +49,41 @@ def unrolled(head: EagleHead, layout: Layout, n_steps: int) -> list[Tensor]:
     row, place = layout.predictors // (n + 1), layout.predictors % (n + 1)
     entries, first = row * n + place - 1, torch.arange(n, device=device)
     positions = first.expand_as(ids)
-    blocks = _Blocks([], [])
+    keys: list[Tensor] = []
+    values: list[Tensor] = []
     found: list[Tensor] = []
     output = hidden
     for step in range(n_steps):
-        made = head(
-            ids,
-            hidden,
-            position_ids=positions,
-            attention_mask=seen(n, step, device)[None, None],
-            past_key_values=cast(Cache, blocks),
-        )
+        mask = seen(n, step, device)[None, None]
+        made, key, value = _run(head, ids, hidden, positions, mask, *keys, *values)
+        keys, values = [*keys, key], [*values, value]
         output = made if step == 0 else torch.where((first < step)[None, :, None], output, made)
         found.append(head.head_input(output).flatten(0, 1)[entries])
         hidden = torch.cat([output[:, :1], output[:, :-1]], dim=1)
     return found
+
+
+def _run(head: EagleHead, *inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """A step; where the head checkpoints its gradients, only its inputs are kept for the backward pass."""
+    if head.gradient_checkpointing and head.training and torch.is_grad_enabled():
+        return head._gradient_checkpointing_func(_step, head, *inputs)
+    return _step(head, *inputs)
+
+
+def _step(
+    head: EagleHead, ids: Tensor, hidden: Tensor, positions: Tensor, mask: Tensor, *past: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What a step puts out [B, n, h], its keys and its values; ``past`` are the keys of all steps before, then the
+    values."""
+    blocks = _Blocks(list(past[: len(past) // 2]), list(past[len(past) // 2 :]))
+    made = head(
+        ids,
+        hidden,
+        position_ids=positions,
+        attention_mask=mask,
+        past_key_values=cast(Cache, blocks),
+    )
+    return made, blocks.keys[-1], blocks.values[-1]
 
 
 def seen(n: int, step: int, device: torch.device) -> Tensor:

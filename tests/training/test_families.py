@@ -28,6 +28,7 @@ from transformers import (
 
 from specalign.benchmarks.cli import parse_run
 from specalign.benchmarks.runner import run
+from specalign.errors import UserError
 from specalign.training.config import TrainConfig
 from specalign.training.folder import read_provenance
 from specalign.training.session import train_all
@@ -129,6 +130,42 @@ def test_each_family_is_benchmarked(
         assert ours is not None
         assert itself.value == pytest.approx(1, abs=1e-4)
         assert 0 <= ours.value <= 1
+
+
+@pytest.mark.parametrize("teacher", [name for name in TEACHERS if name != "t5"], indirect=True)
+def test_a_head_is_fitted_trained_and_benchmarked_on_each_family(
+    teacher: Path, tiny: Callable[..., TrainConfig], data_folder: Path, tmp_path: Path
+) -> None:
+    """Norms on queries and keys, scaled embeddings, soft-caps, windows: what it drafts with is Llama's layer anyhow."""
+    config = tiny(
+        "distillspec",
+        teacher={"model": str(teacher)},
+        student={"kind": "head"},
+        budget={"steps": 2},
+        logging={"validate_every": 0},
+    )
+    train_all([config])
+    words = f"--drafter head={config.output} --target.model {teacher} --device cpu --data {data_folder}".split()
+    words += f"--data.split validation --limit 1 --output {tmp_path / 'bench'}".split()
+    words += ["--decoding.max-new-tokens", "8"]
+    result = run(parse_run([*words, "--decoding.gammas", "3", "--data.prompt", "w1 {document} w2"]))
+    assert (result.status, result.n_failed) == ("complete", 0)
+    assert {check.name: check.passed for check in result.checks}["lossless"]
+    accepted = [row.alpha_expected for row in result.rows if row.method == "head"]
+    assert all(share is not None and 0 <= share.value <= 1 for share in accepted)
+    assert len(accepted) == 2
+
+
+def test_a_head_for_an_encoder_decoder_teacher_is_one_line(
+    tiny: Callable[..., TrainConfig], teacher_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "t5"
+    shutil.copytree(teacher_folder, folder)
+    TEACHERS["t5"]().save_pretrained(folder)
+    with pytest.raises(
+        UserError, match="a head drafts for decoder-only targets; this one is an encoder-decoder"
+    ):
+        train_all([tiny("distillspec", teacher={"model": str(folder)}, student={"kind": "head"})])
 
 
 def test_both_towers_of_t5_are_sliced_and_aligned(
