@@ -81,6 +81,17 @@ def byte_lines(path: Path) -> Iterator[bytes]:
             yield line[:-1]
 
 
+def whole_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON lines of a file that is still written to, without a last one that was cut off; none without a file."""
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is damaged ({error})") from None
+
+
 def stored(path: Path) -> Path:
     """The file as it lies there: ``path``, or ``path``.gz where only that exists."""
     packed = path.with_name(f"{path.name}.gz")

@@ -31,7 +31,7 @@ class Plot:
 
     def save(self, path: str | Path) -> Path:
         """Write it as the file's ending says: .png, .svg or .pdf."""
-        from specalign.training.plot import save
+        from specalign.curves import save
 
         kind = Path(path).suffix.removeprefix(".")
         if kind not in KINDS:
@@ -72,9 +72,9 @@ class TrainedStudent:
     @property
     def curves(self) -> Plot:
         """Loss and validation metrics over trained tokens and over seconds."""
-        from specalign.training.plot import draw
+        from specalign.curves import curves_of, draw, labels
 
-        return Plot("curves", f"Learning curves of {self.path}.", draw([self.path]))
+        return Plot("curves", f"Learning curves of {self.path}.", draw(curves_of(labels([self.path]))))
 
     def load(self, device: str = "auto", dtype: str = "auto") -> PreTrainedModel:
         """The student, ready to draft with or to go on with."""

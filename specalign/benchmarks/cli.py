@@ -92,18 +92,19 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Write the records of a run as a table, a row a generation (steps become columns of lists, JSON in CSV), and the
-    tables and pictures of its report for papers."""
+    """Write the records of a run as a table, a row a generation (steps become columns of lists, JSON in CSV), the
+    tables and pictures of its report for papers, and its drafters' learning curves; or, of a folder of training runs,
+    the learning curves of all of them, into its folder comparison."""
 
     parquet: bool = False
     """Write records.parquet into the run folder."""
     csv: bool = False
-    """Write records.csv into the run folder, and the report's tables as tables/NAME.csv; a text that a spreadsheet
-    would take for a formula gets a ' before it."""
+    """Write records.csv into the run folder, the report's tables as tables/NAME.csv, and the validations of each arm
+    and seed as curves.csv; a text that a spreadsheet would take for a formula gets a ' before it."""
     latex: bool = False
     """Write the report's tables as tables/NAME.tex, for the package booktabs."""
     svg: bool = False
-    """Write the report's pictures as SVG into the run folder."""
+    """Write the report's pictures and the learning curves (curves.svg) as SVG into the run folder."""
     pdf: bool = False
     """Write them as PDF."""
     __pydantic_config__ = STRICT
@@ -208,10 +209,10 @@ def _export(arguments: Sequence[str]) -> None:
     wanted = [name for name, chosen in asdict(config).items() if chosen]
     if not wanted:
         raise UserError("export needs --parquet, --csv, --latex, --svg or --pdf")
-    from specalign.reports.export import WRITERS
+    from specalign.reports.export import export
 
-    for name in wanted:
-        say(WRITERS[name](folder))
+    for line in export(folder, wanted):
+        say(line)
 
 
 def _publish(arguments: Sequence[str]) -> None:

@@ -5,29 +5,35 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib as mpl
 import pandas as pd
 
+from specalign import folders
+from specalign.analysis.curves import curves_of_run
 from specalign.analysis.partial import result_so_far
 from specalign.analysis.parts import read_parts
 from specalign.analysis.speeds import read_speeds
-from specalign.files import atomic_path, write_text
+from specalign.curves import NAME, Curve, curves_of, draw, frame, runs_below, save
+from specalign.errors import UserError
+from specalign.files import atomic_path, stored, write_text
 from specalign.reports.content import Section, Table
 from specalign.reports.gallery import figures
 from specalign.reports.sections import document
 from specalign.reports.style import SETTINGS
 from specalign.reports.svg import svg_file
-from specalign.run_files import RECORDS_FILE, read_records
+from specalign.run_files import RECORDS_FILE, RESULT_FILE, read_records
 from specalign.text import one_line, plain
 
 FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d[\d.]*( ?%)?")
 TABLES = "tables"
 """Folder of the report's tables, in the run's."""
+COMPARISON = "comparison"
+"""Folder of what tells training runs apart, beside them."""
 IN_LATEX = str.maketrans(
     {
         "α": r"$\alpha$",
@@ -70,7 +76,7 @@ def write_parquet(run: Path) -> Path:
 
 
 def write_csv(run: Path) -> Path:
-    """Write records.csv, lists as JSON text, and each table of the report as tables/NAME.csv.
+    """Write records.csv, lists as JSON text, each table of the report as tables/NAME.csv, and curves.csv.
 
     A spreadsheet takes a cell that begins with = + - @ for a formula: a text that does, and is no number, is
     preceded by a quote.
@@ -81,6 +87,7 @@ def write_csv(run: Path) -> Path:
     for table in report_tables(run):
         with atomic_path(run / TABLES / f"{table.name}.csv") as partial:
             table.frame.map(_cell).to_csv(partial, index=False)
+    write_curves(run, _curves(run), "csv")
     return run / "records.csv"
 
 
@@ -134,6 +141,7 @@ def write_svg(run: Path) -> Path:
     """Write every picture of the report as NAME.svg, letters as paths; returns the folder."""
     for name, figure, _ in figures(result_so_far(run).rows, read_speeds(run)):
         write_text(run / f"{name}.svg", svg_file(figure))
+    write_curves(run, _curves(run), "svg")
     return run
 
 
@@ -142,8 +150,47 @@ def write_pdf(run: Path) -> Path:
     for name, figure, _ in figures(result_so_far(run).rows, read_speeds(run)):
         with atomic_path(run / f"{name}.pdf") as partial, mpl.rc_context(SETTINGS):
             figure.savefig(partial, format="pdf", metadata={"CreationDate": None})
+    write_curves(run, _curves(run), "pdf")
     return run
 
 
+def _curves(run: Path) -> list[Curve]:
+    return curves_of_run(run, result_so_far(run)).curves
+
+
+def write_curves(folder: Path, curves: Sequence[Curve], ending: str) -> Path | None:
+    """Write the learning curves as curves.ENDING; nothing where there are none."""
+    if not curves:
+        return None
+    path = folder / f"{NAME}.{ending}"
+    if ending != "csv":
+        return save(draw(curves), path)
+    with atomic_path(path) as partial:
+        frame(curves).map(_cell).to_csv(partial, index=False)
+    return path
+
+
+OF_CURVES = ("csv", "svg", "pdf")
 WRITERS = {"parquet": write_parquet, "csv": write_csv, "latex": write_latex, "svg": write_svg, "pdf": write_pdf}
 """Format -> what writes it into the run folder and returns where."""
+
+
+def export(folder: Path, wanted: Sequence[str]) -> list[str]:
+    """Write a run in these formats, or the learning curves of a folder of training runs; returns what to say.
+
+    Raises UserError where it is neither, and for a format that training runs have not.
+    """
+    if stored(folder / RESULT_FILE).is_file() or not (runs := runs_below(folder)):
+        missing = curves_of_run(folder, result_so_far(folder)).missing
+        written = [str(WRITERS[name](folder)) for name in wanted]
+        left_out = f"learning curves are left out, their runs are not here: {', '.join(missing)}"
+        return [*written, left_out] if missing and set(wanted) & set(OF_CURVES) else written
+    if others := [name for name in wanted if name not in OF_CURVES]:
+        raise UserError(
+            f"{folder} holds training runs, whose learning curves are written by --{', --'.join(OF_CURVES)}, "
+            f"not --{others[0]}"
+        )
+    beside = folder / COMPARISON
+    folders.begin(beside)
+    curves = curves_of(runs)
+    return [str(write_curves(beside, curves, ending)) for ending in wanted]

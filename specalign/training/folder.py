@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from specalign import folders
+from specalign import curves, folders
 from specalign.config import as_table, flat, load_config, write_config
 from specalign.errors import UserError
-from specalign.files import write_json, write_jsonl
+from specalign.files import whole_lines, write_json, write_jsonl
 from specalign.training.config import TrainConfig
 
-RECIPE = "recipe.toml"
-LOG = "train.jsonl"
+RECIPE, LOG = curves.RECIPE, curves.LOG
 PROVENANCE = "provenance.json"
 VALIDATION = "validation.jsonl"
 HELD_OUT = "held_out.jsonl"
@@ -112,18 +111,7 @@ def append_log(run: Path, fields: Mapping[str, Any]) -> None:
 
 def read_log(run: Path) -> list[dict[str, Any]]:
     """The whole lines of train.jsonl; a last line that was cut off by a crash is left out."""
-    return read_lines(run / LOG)
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of such a file; none where there is no file."""
-    if not path.is_file():
-        return []
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is damaged ({error})") from None
+    return whole_lines(run / LOG)
 
 
 def rewind_log(run: Path, step: int) -> None:

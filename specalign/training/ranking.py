@@ -12,21 +12,20 @@ from typing import Any
 import numpy as np
 
 from specalign import folders
+from specalign.curves import FORMATS, NAME, curves_of, draw, frame, labels, save
 from specalign.errors import UserError
-from specalign.files import atomic_path
+from specalign.files import atomic_path, whole_lines
 from specalign.metrics.comparisons import LEVEL, JointTest, joint_test, sign_patterns
 from specalign.metrics.statistics import Array, log_ratio
 from specalign.results import Interval
 from specalign.terminal import say, show
 from specalign.training.config import TrainConfig
 from specalign.training.course_config import Metric
-from specalign.training.folder import VALIDATION, read_lines
-from specalign.training.plot import draw, labels, save
+from specalign.training.folder import VALIDATION
 from specalign.training.runs import COMPARISON, root_of
 
 WEIGHTS = {"alpha": "n_positions", "agreement": "n_positions", "tau": "n_windows"}
 """Metric with a value for each prompt -> what the value counts by in the mean of all."""
-FORMATS = ("png", "svg", "pdf")
 
 Lines = Sequence[Mapping[str, Any]]
 
@@ -87,16 +86,19 @@ def compare_runs(configs: Sequence[TrainConfig]) -> Path:
     """Rank the finished runs of a command, draw their curves, and say both; returns the folder, beside the runs."""
     runs = labels([config.output for config in configs])
     metric = _per_prompt(configs[0].result.metric)
-    lines = {name: each for name, run in runs.items() if (each := read_lines(run / VALIDATION))}
+    lines = {name: each for name, run in runs.items() if (each := whole_lines(run / VALIDATION))}
     folder = root_of([config.output for config in configs]) / COMPARISON
     folders.begin(folder)
-    for name in ("ranking.csv", *(f"curves.{ending}" for ending in FORMATS)):
+    for name in ("ranking.csv", f"{NAME}.csv", *(f"{NAME}.{ending}" for ending in FORMATS)):
         folders.require_ours(folder / name)
     found = ranking(lines, metric)
     _write(folder / "ranking.csv", found, metric)
-    figure = draw(list(runs.values()))
+    curves = curves_of(runs)
+    with atomic_path(folder / f"{NAME}.csv") as partial:
+        frame(curves).to_csv(partial, index=False)
+    figure = draw(curves)
     for ending in FORMATS:
-        save(figure, folder / f"curves.{ending}")
+        save(figure, folder / f"{NAME}.{ending}")
     _tell(found, metric, len(next(iter(lines.values()), ())))
     for name in runs.keys() - lines.keys():
         say(f"{runs[name]} has no {VALIDATION}, as an older version left it: it is not ranked")

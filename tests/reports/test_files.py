@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from specalign.analysis.study import read_curves
 from specalign.benchmarks.cli import main
 from specalign.errors import UserError
-from specalign.reports.export import NamedTable, _cell, latex, report_tables
+from specalign.reports.export import NamedTable, _cell, export, latex, report_tables
 from specalign.reports.index import index_text
+from specalign.results import ModelInfo
 from specalign.run_files import RECORDS_FILE, read_records
+from tests.test_curves import log
 
 REPORTS = Path(__file__).parents[2] / "reports"
 
@@ -82,6 +86,64 @@ def test_pictures_are_exported_on_demand(make_run: Callable[..., Path]) -> None:
     main(["export", str(run), "--svg"])
     assert (run / "speedup.svg").read_text(encoding="utf-8") == drawn
     assert "<text" not in drawn, "letters are paths: the file looks the same everywhere"
+
+
+STUDY = REPORTS / "2026-11-25_study-long-seeds_cpu-2core"
+
+
+def trained(run: Path, weights: str) -> Path:
+    """A training run whose log says something."""
+    log(run, [0.1, 0.3])
+    (run / "provenance.json").write_text(json.dumps({"weights_sha256": weights}))
+    return run
+
+
+def test_the_learning_curves_of_the_drafters_are_exported_beside_the_run(
+    make_run: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that was trained anew since has another drafter's: it is named and left out."""
+
+    def drafter(name: str, seed: int, weights: str, found: str) -> ModelInfo:
+        source = str(trained(tmp_path / name, found))
+        return ModelInfo(name, source, 1, 1, 1, "gkd", training={"seed": seed, "weights_sha256": weights})
+
+    run = make_run(drafters=[drafter("gkd-1", 1, "a", "a"), drafter("sft", 0, "b", "c")])
+    main(["export", str(run), "--csv", "--svg", "--pdf"])
+    table = pd.read_csv(run / "curves.csv")
+    assert table[["arm", "seed", "step", "alpha"]].to_numpy().tolist() == [
+        ["gkd", 1, 0, 0.1],
+        ["gkd", 1, 2, 0.3],
+    ]
+    assert all((run / f"curves.{ending}").stat().st_size > 1000 for ending in ("svg", "pdf"))
+    assert "learning curves are left out, their runs are not here: sft\n" in capsys.readouterr().out
+
+
+def test_a_studys_learning_curves_are_those_that_it_keeps(tmp_path: Path) -> None:
+    for path in STUDY.glob("*.json*"):
+        shutil.copy(path, tmp_path)
+    (line,) = export(tmp_path, ["csv"])
+    assert line == str(tmp_path / "records.csv")
+    kept = read_curves(STUDY)
+    table = pd.read_csv(tmp_path / "curves.csv")
+    assert set(table["arm"]) == set(kept)
+    assert len(table) == sum(len(lines) for seeds in kept.values() for lines in seeds.values())
+
+
+def test_a_folder_of_training_runs_is_exported_as_learning_curves(tmp_path: Path) -> None:
+    for name in ("gkd/seed-0", "gkd/seed-1", "=sft"):
+        log(tmp_path / name, [0.1, 0.3], seed=0)
+    main(["export", str(tmp_path), "--csv", "--svg", "--pdf"])
+    assert {path.name for path in (tmp_path / "comparison").glob("curves.*")} == {
+        "curves.csv",
+        "curves.svg",
+        "curves.pdf",
+    }
+    table = pd.read_csv(tmp_path / "comparison" / "curves.csv")
+    assert sorted(set(table["arm"])) == ["'=sft", "gkd"]
+    with pytest.raises(UserError, match=r"--csv, --svg, --pdf, not --latex"):
+        main(["export", str(tmp_path), "--latex"])
+    with pytest.raises(UserError, match=r"no such file: .*result\.json"):
+        main(["export", str(tmp_path / "comparison"), "--csv"])
 
 
 def test_export_asks_for_a_format(make_run: Callable[..., Path]) -> None:

@@ -116,6 +116,10 @@ def test_a_sweep_trains_every_combination_and_ranks_them(
         assert str(row.verdict) in shown
     for ending in ("png", "svg", "pdf"):
         assert (tmp_path / "sweep" / "comparison" / f"curves.{ending}").stat().st_size > 1000
+    curves = pd.read_csv(tmp_path / "sweep" / "comparison" / "curves.csv")
+    assert sorted(set(curves["arm"])) == runs[1:]
+    ends = curves.groupby("arm")["alpha"].last().to_dict()
+    assert [ends[run] for run in table["run"]] == pytest.approx(list(table["alpha"]))
     written = {name: (tmp_path / "sweep" / name / "model.safetensors").stat().st_mtime_ns for name in runs[2:]}
     (tmp_path / "sweep" / runs[1]).rename(tmp_path / "gone")
     main(["--recipe", str(recipe), "--sweep", *SWEEP])
