@@ -18,7 +18,7 @@ from specalign.errors import UserError
 from specalign.given import Rows, source_of
 from specalign.options import with_options
 from specalign.terminal import kept
-from specalign.training.config import ObjectiveConfig, TrainConfig
+from specalign.training.config import TrainConfig
 from specalign.training.recipe import resolve
 from specalign.training.runs import expanded, require_possible
 
@@ -61,7 +61,12 @@ def train(
     source = None if data is None else source_of(data)
     options = _options(config, TrainConfig)
     recipe = str(options.get("recipe", ""))
-    runs = require_possible(expanded(lambda name: _train_config(config, options, name, label, source), recipe))
+
+    def read(name: str | None, swept: Options) -> TrainConfig:
+        plugin = {"objective.plugin": label} if label else {}
+        return _train_config(config, options, name, {**options, **plugin, **swept}, source)
+
+    runs = require_possible(expanded(read, recipe))
     if len(runs) > 1:
         raise UserError(
             f"this recipe has {len(runs)} runs ({runs[0].output}, {runs[1].output}, ...): train them by the command, "
@@ -106,19 +111,16 @@ def benchmark(
 
 
 def _train_config(
-    config: object, options: Options, name: str | None, plugin: str, source: str | None
+    config: object, options: Options, name: str | None, over: Options, source: str | None
 ) -> TrainConfig:
-    """As the command reads its recipe and flags: ``name`` is a method or an arm."""
+    """As the command reads its recipe and flags: ``name`` is a method or an arm, the preset follows ``over``."""
     if isinstance(config, TrainConfig):
         made = config
     else:
         recipe = options.get("recipe")
-        own = ObjectiveConfig(plugin=plugin or options.get("objective.plugin", ""))
-        base = resolve(
-            TrainConfig(objective=own), Path(recipe) if recipe else None, name or options.get("method")
-        )
+        base = resolve(TrainConfig(), Path(recipe) if recipe else None, name or options.get("method"), over)
         made = replace(with_options(base, options, "train()"), method=base.method)
-    if plugin:
+    if plugin := over.get("objective.plugin"):
         made = replace(made, objective=replace(made.objective, plugin=plugin))
     return replace(made, data=replace(made.data, source=source)) if source else made
 

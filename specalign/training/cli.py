@@ -6,18 +6,19 @@ import argparse
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from specalign.config import flag_value, gathered, parse_flags
 from specalign.errors import UserError, run_cli, unknown
 from specalign.terminal import say
-from specalign.training.config import ObjectiveConfig, TrainConfig
-from specalign.training.recipe import resolve
+from specalign.training.config import TrainConfig
+from specalign.training.recipe import DECIDING, resolve
 from specalign.training.runs import expanded, require_possible
-from specalign.training.student_config import Kind, StudentConfig
+from specalign.training.student_config import Kind
 
 PROGRAM = "specalign-train"
 DESCRIPTION = """Train a drafter for speculative decoding, and keep it as a plain Hugging Face checkpoint.
@@ -54,21 +55,23 @@ def main(arguments: Sequence[str]) -> None:
 def configs(words: Sequence[str]) -> list[TrainConfig]:
     """The runs that a command line asks for (:func:`runs.expanded`)."""
     words = gathered(words, "--sweep")
-    return expanded(lambda name: read_config(words, name), flag_value(words, "--recipe") or "")
+    return expanded(partial(read_config, words), flag_value(words, "--recipe") or "")
 
 
-def _kind(words: Sequence[str]) -> Kind | None:
-    """What the flags say of the student's kind: a method means something else for a head. Others are refused later."""
-    found = flag_value(words, "--student.kind")
-    return next((kind for kind in get_args(Kind) if kind == found), None)
+def _deciding(words: Sequence[str]) -> dict[str, str]:
+    """What the flags say that decides what a method means; a kind that there is not is refused later."""
+    found = {name: flag_value(words, f"--{name}") or "" for name in DECIDING}
+    return found if found["student.kind"] in get_args(Kind) else {**found, "student.kind": ""}
 
 
-def read_config(words: Sequence[str], name: str | None) -> TrainConfig:
-    """Flags over arm over recipe over preset over defaults; ``name`` (a method or arm) goes before --method."""
+def read_config(words: Sequence[str], name: str | None, swept: Mapping[str, Any]) -> TrainConfig:
+    """Flags over arm over recipe over preset over defaults; ``name`` (a method or arm) goes before --method.
+
+    Of the options ``swept``, which go before all of these, only those are read that the preset depends on.
+    """
     recipe, flag_method = flag_value(words, "--recipe"), flag_value(words, "--method")
-    objective = ObjectiveConfig(plugin=flag_value(words, "--objective.plugin") or "")
-    own = TrainConfig(objective=objective, student=StudentConfig(kind=_kind(words)))
-    base = resolve(own, Path(recipe) if recipe else None, name or flag_method)
+    over = {**_deciding(words), **swept}
+    base = resolve(TrainConfig(), Path(recipe) if recipe else None, name or flag_method, over)
     config = parse_flags(TrainConfig, words, default=base, program=PROGRAM, description=DESCRIPTION)
     return replace(config, method=base.method) if name else config
 

@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, TypeVar
 
 from specalign.config import checked, from_table, read_table
 from specalign.errors import UserError, unknown
-from specalign.options import overlay
+from specalign.options import overlay, with_options
 from specalign.templates import prompt_text
 from specalign.training.config import (
     PLUGIN,
@@ -52,6 +53,9 @@ gkd: Agarwal et al. 2023 (arXiv:2306.13649); distillspec: Zhou et al. 2023 (arXi
 best divergence to depend on task and decoding; seqkd: Kim & Rush 2016 (arXiv:1606.07947).
 """
 
+DECIDING = ("student.kind", "objective.plugin")
+"""Options that change what a method says: it follows the values that hold in the end."""
+
 OTHERWISE: dict[str, Any] = {
     "student": {"start": "aligned"},
     "rollout": {"source": "student", "style": "branches"},
@@ -83,11 +87,17 @@ TRACKERS = {
 """Trackers of accelerate's -> the packages of which one must be there."""
 
 
-def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -> TrainConfig:
+def resolve(
+    config: TrainConfig,
+    recipe: Path | None,
+    name: str | None = None,
+    over: Mapping[str, Any] = MappingProxyType({}),
+) -> TrainConfig:
     """The config with the recipe's keys, then an arm's, completed by the method.
 
     ``name`` is a method, or an arm of the recipe with the method that it names; None: the recipe's method, else
-    that of ``config``.
+    that of ``config``. Those of the options ``over`` that decide what a method means (:data:`DECIDING`) go before the
+    recipe's.
     """
     table = {} if recipe is None else read_table(recipe)
     arms = table.get("arms", {})
@@ -100,7 +110,8 @@ def resolve(config: TrainConfig, recipe: Path | None, name: str | None = None) -
     if method not in PRESETS:
         raise unknown("method or arm" if arms else "method", method, [*PRESETS, *arms])
     merged = overlay(config, {k: v for k, v in table.items() if k != "method"}, values)
-    return by_method(replace(merged, method=method))  # type: ignore[arg-type]
+    deciding = {key: over[key] for key in DECIDING if over.get(key)}
+    return by_method(with_options(replace(merged, method=method), deciding, "the options"))  # type: ignore[arg-type]
 
 
 def by_method(config: TrainConfig) -> TrainConfig:

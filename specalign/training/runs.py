@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
+from typing import Any
 
 from specalign.errors import UserError
 from specalign.folders import is_empty, removable, require_usable
@@ -20,19 +21,20 @@ SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temper
 COMPARISON = "comparison"
 """Folder beside the runs of a command, with what tells them apart."""
 
-Read = Callable[[str | None], TrainConfig]
-"""(Name of a method or arm, or None) -> the config that is asked for, with what that decides."""
+Read = Callable[[str | None, Mapping[str, Any]], TrainConfig]
+"""(Name of a method or arm, or None; the options that are swept) -> the config that is asked for, with what these
+decide of its preset."""
 
 
 def expanded(read: Read, recipe: str = "") -> list[TrainConfig]:
     """One resolved and checked config for each method or arm that is asked for, each value that is swept, each seed."""
-    first = read(None)
+    first = read(None, {})
     names = first.compare or tuple(first.arms)
-    named = {first.output / name: read(name) for name in names} or {first.output: first}
+    named: dict[Path, str | None] = {first.output / name: name for name in names}
     swept = {
-        output / arm if arm else output: with_options(config, options, "--sweep")
-        for output, config in named.items()
-        for arm, options in arms_of(config.sweep).items()
+        output / arm if arm else output: with_options(read(name, options), options, "--sweep")
+        for output, name in (named or {first.output: None}).items()
+        for arm, options in arms_of(read(name, {}).sweep).items()
     }
     found = [
         completed(replace(config, output=output / f"seed-{seed}" if first.seeds else output, seed=seed))

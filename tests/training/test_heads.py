@@ -18,6 +18,7 @@ from specalign.models.eagle import EagleHead, load_head
 from specalign.models.head_fit import origin_of, other_weights
 from specalign.models.load import load_model
 from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup, starts
+from specalign.training.cli import configs
 from specalign.training.config import TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.plan import make_plan
@@ -297,3 +298,40 @@ def test_the_plan_counts_what_checkpointing_spares(tiny: Tiny) -> None:
         for checkpointing in (False, True)
     ]
     assert plans[1].activations < 0.6 * plans[0].activations
+
+
+@pytest.mark.parametrize("of_recipe", [None, "head", "slice"])
+@pytest.mark.parametrize("of_arm", [None, "head", "slice"])
+@pytest.mark.parametrize("of_flag", [None, "head", "slice"])
+def test_a_preset_follows_the_kind_that_holds_in_the_end(
+    tmp_path: Path, of_recipe: str | None, of_arm: str | None, of_flag: str | None
+) -> None:
+    """Flag over arm over recipe."""
+    path = tmp_path / "recipe.toml"
+    kinds = {"student": of_recipe, "arms.one.student": of_arm, "arms.two.student": of_arm}
+    tables = [f'[{table}]\nkind = "{kind}"\n' for table, kind in kinds.items() if kind]
+    arms = "[arms.one]\nmethod = 'untrained'\n[arms.two]\nmethod = 'distillspec'\n"
+    path.write_text("".join([arms, *tables]))
+    words = ["--recipe", str(path), *(["--student.kind", of_flag] if of_flag else [])]
+    untrained, distilled = configs(words)
+    kind = of_flag or of_arm or of_recipe
+    assert untrained.student.kind == distilled.student.kind == kind
+    assert untrained.student.start == ("random" if kind == "head" else "slice")
+    assert (distilled.rollout.source, distilled.rollout.style) == (
+        "teacher" if kind == "head" else "mixed",
+        "full",
+    )
+
+
+@pytest.mark.parametrize("of_flag", [[], ["--student.kind", "head"], ["--student.kind", "slice"]])
+def test_a_sweep_over_kinds_gives_each_its_own_preset_and_rate(of_flag: list[str]) -> None:
+    head, piece = configs(["--method", "untrained", *of_flag, "--sweep", "student.kind=head,slice"])
+    assert (head.student.start, piece.student.start) == ("random", "slice")
+    assert head.optimiser.lr == recipe.RATES["new head"]
+    assert recipe.RATES["bare slice"] == piece.optimiser.lr
+
+
+def test_a_kind_that_there_is_not_is_one_line() -> None:
+    for words in (["--student.kind", "sliced"], ["--sweep", "student.kind=sliced"]):
+        with pytest.raises(UserError, match=r"sliced.*student.kind|student.kind.*sliced"):
+            configs(words)
