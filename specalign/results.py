@@ -23,6 +23,8 @@ ADAPTIVE = "_adaptive"
 ALONE = "alone"
 """Value of ``rule`` in records in which a drafter decodes on its own."""
 
+N_SEEN = "n_seen_prompts"
+"""Key of ``ModelInfo.training``: prompts of the run that are rows of the drafter's training data."""
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -209,7 +211,8 @@ class ModelInfo:
     draft_vocabulary: int | None = None
     """Rows of the trimmed head, None for a full one."""
     training: dict[str, Any] = field(default_factory=dict)
-    """Budget and provenance of a drafter of ours (trained tokens, seconds, seed, checkpoint hash)."""
+    """Budget and provenance of a drafter of ours (trained tokens, seconds, seed, checkpoint hash), and how many of the
+    prompts it was trained on, where there are any."""
     n_multiplied: int = 0
     """Parameters that every token is multiplied with: all but embeddings that are no head; 0: not recorded."""
     n_rows: int = 0
@@ -219,6 +222,14 @@ class ModelInfo:
     reads: list[int] = field(default_factory=list)
     """Layers of the target whose states it reads, for a head on them; empty: a model of its own."""
     __pydantic_config__ = _STRICT
+
+
+def seen_note(name: str, n_seen: int, n_prompts: int) -> str:
+    """What is said of a drafter that is measured on what it was trained on."""
+    return (
+        f"drafter {name!r} is measured on rows that it was trained on ({n_seen} of {n_prompts} prompts): new text may "
+        "be accepted less; data.split = test has other rows"
+    )
 
 
 @dataclass(frozen=True)

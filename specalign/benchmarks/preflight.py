@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from functools import cache, partial
+from pathlib import Path
 
 from specalign.analysis.verdict import MAX_BUSY
 from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.prompts import columns, encoded
 from specalign.benchmarks.runtime import resolve_runtime
 from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
+from specalign.data.prompts import Prompt
+from specalign.data.trained_on import n_trained_on
 from specalign.data.turns import end_of_turn
 from specalign.decoding.verification import RULES
 from specalign.errors import UserError, unknown
@@ -22,6 +25,7 @@ from specalign.models.mask_token import masks_of
 from specalign.models.properties import context_limit, n_parameters, require_unscaled
 from specalign.preflight import Caution, Check, Finding, examine
 from specalign.provenance import BusyMeter
+from specalign.results import seen_note
 
 LOOK_S = 1.0
 """Seconds that others are watched for before a run."""
@@ -215,14 +219,27 @@ def _data_checks(config: BenchConfig, target: Outlined) -> list[Check]:
     names = columns(data)
     rows = cache(lambda: first_rows(data.source, data.split, names, skip_bad_rows=data.skip_bad_rows))
 
+    @cache
+    def made() -> list[Prompt]:
+        keep_end = target().kind == "encoder-decoder"
+        return encoded(data, rows().examples, target().tokenizer, keep_end=keep_end)
+
     def prompts() -> str | Caution:
-        tokenizer = target().tokenizer
-        found = encoded(data, rows().examples, tokenizer, keep_end=target().kind == "encoder-decoder")
-        return describe_prompts(found, tokenizer, data.template, keep_end=target().kind == "encoder-decoder")
+        keep_end = target().kind == "encoder-decoder"
+        return describe_prompts(made(), target().tokenizer, data.template, keep_end=keep_end)
+
+    def trained_on(name: str, path: str) -> str | Caution:
+        n_seen = n_trained_on(Path(path), made())
+        note = seen_note(name, n_seen, len(made()))
+        return Caution(note) if n_seen else "none of these rows, as far as its folder says"
 
     return [
         ("rows", lambda: describe_rows(rows(), references=False)),
         ("split", lambda: "all rows" if data.split == "all" else describe_splits(data.source)),
         ("prompts", prompts),
+        *(
+            (f"{name}: trained on", partial(trained_on, name, path))
+            for name, path in named_drafters(config).items()
+        ),
         ("data's licence", lambda: licence(data.source)),
     ]

@@ -17,6 +17,7 @@ from specalign.benchmarks.prompts import Talks, columns, encoded, turns, within
 from specalign.benchmarks.runtime import make_ready
 from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
+from specalign.data.trained_on import n_trained_on
 from specalign.data.turns import THINKING, Turns, end_of_turn
 from specalign.decoding import WITHOUT_MODEL, Drafter, EagleDrafter, Stepper, drafter_of, make_stepper
 from specalign.decoding.hybrid import drafting_models
@@ -42,7 +43,7 @@ from specalign.models.vocabulary import load_draft_vocabulary
 from specalign.progress import progress_bar
 from specalign.provenance import references_sha256, weights_sha256
 from specalign.records import GenerationRecord
-from specalign.results import TARGET, ModelInfo
+from specalign.results import N_SEEN, TARGET, ModelInfo, seen_note
 from specalign.terminal import say
 
 
@@ -107,6 +108,7 @@ def load_suite(config: BenchConfig) -> Suite:
         require_decodable(model)  # said before anything is compiled
     prompts = within(prompts, context_limit(target), config.decoding.max_new_tokens)
     _tell_what_was_cut(prompts)
+    infos = _with_seen(infos, prompts)
     stepper, drafters = make_ready(config.decoding, target, drafters, prompts, composed=bool(config.compose))
     return Suite(stepper, tokenizer, drafters, prompts, target_info, infos, _writing(config, tokenizer))
 
@@ -129,6 +131,7 @@ def outline_suite(config: BenchConfig) -> Suite:
     prompts = load_prompts(config, target.tokenizer)
     prompts = within(prompts, context_limit(target.model), config.decoding.max_new_tokens)
     _tell_what_was_cut(prompts)
+    infos = _with_seen(infos, prompts)
     writing = _writing(config, target.tokenizer)
     return Suite(make_stepper(target.model), target.tokenizer, drafters, prompts, target_info, infos, writing)
 
@@ -158,6 +161,17 @@ def _tell_what_was_cut(prompts: Sequence[Prompt]) -> None:
             f"specalign-bench: data.max_prompt_tokens, or the target's context, has no room for {oldest} oldest turns "
             f"({tokens} tokens) and {last} last ones of {len(prompts)} prompts: they are left out"
         )
+
+
+def _with_seen(infos: Sequence[ModelInfo], prompts: Sequence[Prompt]) -> list[ModelInfo]:
+    """With how many of the prompts are rows that a drafter was trained on, which is said."""
+    found = []
+    for info in infos:
+        n_seen = n_trained_on(Path(info.source), prompts)
+        if n_seen:
+            say(f"specalign-bench: warning: {seen_note(info.name, n_seen, len(prompts))}")
+        found.append(replace(info, training={**info.training, N_SEEN: n_seen}) if n_seen else info)
+    return found
 
 
 def data_facts(suite: Suite) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from specalign.data.dialogue import (
 )
 from specalign.data.examples import Example, RowError, lone_surrogate, with_distinct_ids
 from specalign.data.in_turn import Later, in_turn
+from specalign.data.splits import document_hash
 from specalign.data.tokenised import require_ids
 from specalign.data.turns import Template, Turns, end_of_turn, saying, turns_of
 from specalign.errors import UserError
@@ -56,6 +57,8 @@ class Prompt:
     """Its later turns."""
     n_left_out: int = field(default=0, repr=False)
     """Turns at its end that were left out to fit."""
+    document: str = field(default="", repr=False, compare=False)
+    """Hash of its row's document (:func:`~specalign.data.splits.document_hash`)."""
 
     @property
     def row_id(self) -> str:
@@ -118,7 +121,8 @@ def encode_prompts(
     for example in with_distinct_ids(examples):
         encode = partial(_encode, example, turns, end, which, prompt, max_prompt_tokens)
         try:
-            written += saying(f"row {example.id!r} is refused", encode)
+            made = saying(f"row {example.id!r} is refused", encode)
+            written += [replace(each, document=document_hash(example)) for each in made]
         except RowError as error:
             bad.append(BadRow(f"row {example.id!r}", str(error)))
     require_usable("the rows", len(examples) - len(bad), bad, skip=conversing.skip_bad_rows)

@@ -21,6 +21,11 @@ def content(example: Example) -> str:
     return " ".join(example.document.split()).casefold()
 
 
+def document_hash(example: Example) -> str:
+    """The first 64 bits of a hash of that, by which it is known without the text."""
+    return hashlib.sha256(content(example).encode("utf-8", "backslashreplace")).hexdigest()[:16]
+
+
 def part_of(examples: Sequence[Example], split: Split, source: str) -> list[Example]:
     """The rows of ``split`` in data without splits of their own, in their order; ``all`` are all of them.
 

@@ -20,7 +20,7 @@ from specalign.reports.recommendation import processor, recommendation, setting
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.served import engine, load
 from specalign.reports.tables import detail_cells, interval, number, table_cells
-from specalign.results import BenchmarkResult, SummaryRow
+from specalign.results import N_SEEN, BenchmarkResult, SummaryRow, seen_note
 
 SYMBOLS = """\
 Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, both at the plain
@@ -80,6 +80,12 @@ def document(
 def _warnings(result: BenchmarkResult, speeds: Speeds) -> list[Block]:
     """What is wrong with the run, first of all."""
     problems = [f"{check.name}: {check.detail}" for check in result.checks if check.passed is False]
+    n_prompts = int(result.provenance.get("n_prompts", 0))
+    problems += [
+        seen_note(info.name, info.training[N_SEEN], n_prompts)
+        for info in result.drafters
+        if info.training.get(N_SEEN)
+    ]
     if speeds.unreadable:
         problems.insert(0, f"{speeds.unreadable}; what follows it is missing")
     if result.metrics_version != METRICS_VERSION:

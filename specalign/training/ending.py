@@ -13,6 +13,7 @@ from torch import Tensor
 
 from specalign import provenance
 from specalign.config import as_table
+from specalign.data.trained_on import write_documents
 from specalign.errors import UserError
 from specalign.files import write_json, write_jsonl
 from specalign.models.head_fit import MADE_FOR, origin_as
@@ -89,6 +90,8 @@ def write_student(run: Run, materials: Materials) -> None:
         run.pair.student.gradient_checkpointing_disable()
     kept = None if run.pair.reads else run.pair.draft_vocabulary  # a head's own files name its ids
     folder.write_model(run.path, run.pair.student, materials.tokenizer, kept)
+    start = run.config.student.model
+    write_documents(run.path, materials.train, Path(start) if start else None)
 
 
 def facts_of(run: Run, materials: Materials, course: Course | None, step: int, begun: float) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from specalign.data.trained_on import n_trained_on
 from specalign.errors import UserError
 from specalign.training import ending, folder, setup
 from specalign.training.checkpoints import FOLDER, list_checkpoints
@@ -55,6 +56,21 @@ def test_the_best_validated_weights_are_written(tiny: Tiny, capsys: pytest.Captu
     again = replace(again, method="untrained", student=replace(again.student, model=str(config.output)))
     train_all([again])
     assert alphas(again.output)[0] == pytest.approx(found[best], abs=1e-6)
+
+
+def test_a_student_tells_the_rows_that_it_and_its_start_were_trained_on(tiny: Tiny, tmp_path: Path) -> None:
+    config = tiny("sft", output=tmp_path / "first")
+    train_all([config])
+    materials = load_materials(config)
+    assert len({prompt.document for prompt in materials.train}) == len(materials.train)
+    assert n_trained_on(config.output, materials.train) == len(materials.train)
+    assert n_trained_on(config.output, materials.validation) == 0
+    few = replace(config, data=replace(config.data, n_train=2), output=tmp_path / "few")
+    train_all([few])
+    assert n_trained_on(few.output, materials.train) == 2
+    on_top = replace(few, student=replace(few.student, model=str(config.output)), output=tmp_path / "on_top")
+    train_all([on_top])
+    assert n_trained_on(on_top.output, materials.train) == len(materials.train)
 
 
 @pytest.mark.parametrize("keep", ["best", "last"])
