@@ -55,6 +55,18 @@ def run_so_far(run: Path) -> RunFiles:
     return RunFiles(result, records, read_probes(run / PROBES_FILE))
 
 
+def read_complete(run: Path) -> RunFiles:
+    """All files of a complete run, for what compares runs or keeps them. Raises UserError for one that is not."""
+    result = result_so_far(run)
+    if result.status != "complete":
+        made = result.n_effective + result.n_failed
+        raise UserError(
+            f"{run} is {result.status}: {made} of {result.n_requested} generations are there; the command that began "
+            "it goes on with it"
+        )
+    return read_run(run)
+
+
 def readable(path: Path) -> Iterator[GenerationRecord]:
     """Records up to the first damaged line."""
     records = read_records(path)

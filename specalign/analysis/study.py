@@ -14,11 +14,14 @@ import numpy as np
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy import stats
 
+from specalign.analysis.partial import read_complete
 from specalign.analysis.seeds import FIGURES, Comparison, Drafter, PromptCells, Setting, compare
+from specalign.curves import LOG
 from specalign.errors import UserError
+from specalign.files import whole_lines
 from specalign.metrics.comparisons import SeedComparison, compare_seeds
 from specalign.results import LOOKUP, TARGET, Interval
-from specalign.run_files import RunFiles, first_problem, read_run
+from specalign.run_files import RunFiles, first_problem
 
 TRAINING, HYPOTHESES = "training.json", "hypotheses.toml"
 SIGNIFICANT = 0.05
@@ -110,14 +113,30 @@ class Correlation:
     """Percentile bootstrap over drafters."""
 
 
-def curves_of(folder: Path) -> Curves:
-    """The validations of every training run OBJECTIVE/seed-N below ``folder``."""
+def trained(folder: Path) -> Curves:
+    """The validations of every complete training run OBJECTIVE/seed-N below ``folder``; UserError without any."""
     kept = ("step", "n_tokens", "train_s", "alpha", "alpha_se", "agreement", "tau")
     found: Curves = defaultdict(dict)
-    for path in sorted(folder.glob("*/seed-*/train.jsonl")):
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        validations = [row for row in rows if row["kind"] == "validation"]
-        found[path.parts[-3]][path.parts[-2]] = [{key: row[key] for key in kept} for row in validations]
+    left_out = unfinished(folder)
+    for path in sorted(folder.glob(f"*/seed-*/{LOG}")):
+        validations = [line for line in whole_lines(path) if line["kind"] == "validation"]
+        if validations and path.parent.relative_to(folder).as_posix() not in left_out:
+            found[path.parts[-3]][path.parts[-2]] = [{key: row[key] for key in kept} for row in validations]
+    if not found:
+        raise UserError(f"{folder} has no complete training runs OBJECTIVE/seed-N")
+    return dict(found)
+
+
+def unfinished(folder: Path) -> list[str]:
+    """OBJECTIVE/seed-N of the training runs below ``folder`` that say of themselves that they are not complete."""
+    found = []
+    for path in sorted(folder.glob("*/seed-*/provenance.json")):
+        try:
+            status = json.loads(path.read_text(encoding="utf-8"))["status"]
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise UserError(f"{path} is damaged") from None
+        if status != "complete":
+            found.append(path.parent.relative_to(folder).as_posix())
     return found
 
 
@@ -146,25 +165,30 @@ def _read_hypotheses(folder: Path) -> Asked:
         raise UserError(f"{path}: {problem}") from None
 
 
-def read_study(folder: Path, baseline: str = "") -> Study:
+def read_study(folder: Path, baseline: str = "", curves: Curves | None = None) -> Study:
     """Read a study's benchmark with its training curves and hypotheses.
 
     ``baseline`` is the objective that the others are compared with; empty: the hypotheses', else the first with
-    several seeds. Raises UserError where no objective has two seeds, and for an unknown baseline.
+    several seeds. ``curves`` are those that :func:`trained` found; None: those that the folder keeps. Raises UserError
+    for a run that is not complete, where no objective has two seeds, for an unknown baseline, and where fewer than two
+    objectives have curves.
     """
-    run, asked = read_run(folder), _read_hypotheses(folder)
+    run, asked = read_complete(folder), _read_hypotheses(folder)
     arms = _arms(run)
-    trained = {arm: members for arm, members in arms.items() if len(members) > 1}
-    if not trained:
+    seeded = {arm: members for arm, members in arms.items() if len(members) > 1}
+    if not seeded:
         raise UserError(
             f"{folder} has no objective with two seeds (drafters NAME-0, NAME-1): nothing to compare"
         )
-    baseline = baseline or asked.baseline or next(iter(trained))
+    baseline = baseline or asked.baseline or next(iter(seeded))
     if baseline not in arms:
         raise UserError(f"no drafter of the objective {baseline!r} (objectives: {', '.join(arms)})")
     settings = sorted({(row.temperature, row.gamma) for row in run.result.rows if row.gamma})
     hypotheses = asked.hypothesis if asked.baseline == baseline else ()
-    return Study(run, read_curves(folder), baseline, arms, settings, compare([run], trained), tuple(hypotheses))
+    curves = read_curves(folder) if curves is None else curves
+    if len(curves) < 2:
+        raise UserError(f"a study compares two objectives at least; trained: {', '.join(curves) or 'none'}")
+    return Study(run, curves, baseline, arms, settings, compare([run], seeded), tuple(hypotheses))
 
 
 def _arms(run: RunFiles) -> Arms:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,7 @@ class StudyConfig:
 
     training: Path | None = None
     """Folder of the training runs, OBJECTIVE/seed-N: their validation curves are kept as RUN/training.json,
-    their acceptance on test prompts (data.n-test) as RUN/held_out.json."""
+    their acceptance on test prompts (data.n-test) as RUN/held_out.json; runs that are not complete are left out."""
     baseline: str = ""
     """Objective to compare with; empty: that of RUN/hypotheses.toml, else the first with several seeds."""
     __pydantic_config__ = STRICT
@@ -187,10 +188,10 @@ def _speed_plan(config: PlanConfig) -> list[str]:
 def seeds_command(arguments: Sequence[str]) -> None:
     """``specalign-bench seeds RUN RUN ...``."""
     folders, config = run_folders("seeds", arguments, SeedsConfig())
+    from specalign.analysis.partial import read_complete
     from specalign.analysis.seeds import compare, grouped, lines, parse_groups, require_same_prompts
-    from specalign.run_files import read_run
 
-    runs = [read_run(folder) for folder in folders]
+    runs = [read_complete(folder) for folder in folders]
     require_same_prompts(runs)
     found = compare(runs, grouped(runs, parse_groups(config.group)))
     if not found:
@@ -201,18 +202,18 @@ def seeds_command(arguments: Sequence[str]) -> None:
 def study_command(arguments: Sequence[str]) -> None:
     """``specalign-bench study RUN --training runs/study``."""
     (folder,), config = run_folders("study", arguments, StudyConfig(), most=1)
-    from specalign.analysis.held_out import HELD_OUT, as_json, collect
-    from specalign.analysis.study import TRAINING, curves_of
-    from specalign.files import write_json
+    from specalign.analysis.held_out import collect, read_held_out
+    from specalign.analysis.study import read_study, trained, unfinished
     from specalign.reports.study import write_study
 
+    curves, found = None, read_held_out(folder)
     if config.training:
         if not config.training.is_dir():
             raise UserError(f"no such folder: {config.training}")
-        write_json(folder / TRAINING, curves_of(config.training))
-        if found := collect(config.training):
-            write_json(folder / HELD_OUT, as_json(found))
-    answer = write_study(folder, config.baseline)
+        curves, found = trained(config.training), collect(config.training) or found
+        if left_out := unfinished(config.training):
+            say(f"left out, their training is not complete: {', '.join(left_out)}", file=sys.stderr)
+    answer = write_study(folder, read_study(folder, config.baseline, curves), found)
     say(answer.read_text(encoding="utf-8"))
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from specalign.analysis.held_out import read_held_out
+from specalign.analysis.held_out import HELD_OUT, HeldOut, as_json
 from specalign.analysis.seeds import Comparison, Setting
 from specalign.analysis.study import (
     SIGNIFICANT,
+    TRAINING,
     Curves,
     Fastest,
     Study,
@@ -20,10 +21,8 @@ from specalign.analysis.study import (
     held_out,
     pooled_mean,
     pooled_speedup,
-    read_curves,
-    read_study,
 )
-from specalign.files import write_text
+from specalign.files import write_json, write_text
 from specalign.reports.held_out import held_out_lines
 from specalign.reports.style import new_figure, save_png
 from specalign.reports.tables import NONE, interval, markdown_table
@@ -43,11 +42,13 @@ number is computed from the records, the probes and `training.json` here by `spe
 the folder's name."""
 
 
-def write_study(folder: Path, baseline: str = "") -> Path:
-    """Write answer.md and learning.png into the run folder; equal files give equal answers."""
-    draw(read_curves(folder), folder / PICTURE)
-    lines = [*answer(read_study(folder, baseline)), *held_out_lines(read_held_out(folder))]
-    write_text(folder / ANSWER_FILE, "\n".join(lines) + "\n")
+def write_study(folder: Path, study: Study, tested: HeldOut) -> Path:
+    """Write what a study rests on, and its answer, into the run folder; equal files give equal answers."""
+    write_json(folder / TRAINING, study.curves)
+    if tested:
+        write_json(folder / HELD_OUT, as_json(tested))
+    draw(study.curves, folder / PICTURE)
+    write_text(folder / ANSWER_FILE, "\n".join([*answer(study), *held_out_lines(tested)]) + "\n")
     return folder / ANSWER_FILE
 
 
