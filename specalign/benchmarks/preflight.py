@@ -112,20 +112,32 @@ def _drafter_checks(config: BenchConfig, name: str, drafter: Outlined, target: O
         (f"{name}: chat template", lambda: models.check_same_template(drafter(), target())),
         (f"{name}: attention", attention),
         (f"{name}: context", lambda: _context(config, drafter())),
-        (f"{name}: drafts", lambda: _drafts(config, drafter())),
+        (f"{name}: drafts", lambda: _drafts(config, name, drafter())),
     ]
 
 
-def _drafts(config: BenchConfig, drafter: models.Outline) -> str | Caution:
-    """How many tokens a call drafts. Raises UserError for a mask token that the model does not have."""
+def _drafts(config: BenchConfig, name: str, drafter: models.Outline) -> str | Caution:
+    """How many tokens a call drafts. Raises UserError for a mask token that the model does not have, and where a server
+    would draft more than it was trained for.
+    """
     masks, longest = masks_of(drafter.model.config), max(config.decoding.gammas)
     if masks is None:
         return "one token a call"
+    if longest > masks.most and config.engine.name != "own" and not config.engine.endpoint:
+        raise UserError(too_long(name, masks.most, longest))
     if longest > masks.most:
         return Caution(
             f"{masks.most} tokens at most in one call, as it was trained: not decoding.gammas = {longest}"
         )
     return f"up to {masks.most} tokens in one call (mask token: id {masks.token})"
+
+
+def too_long(name: str, most: int, gamma: int) -> str:
+    """The line for a parallel drafter that a server is asked to draft more with than it was trained for."""
+    return (
+        f"drafter {name!r} was trained to draft {most} tokens in one call, and vLLM would draft {gamma}: choose "
+        f"decoding.gammas up to {most}"
+    )
 
 
 def _head_checks(config: BenchConfig, name: str, drafter: Outlined, target: Outlined) -> list[Check]:

@@ -18,6 +18,7 @@ from specalign.analysis.deploy import HEAD, speculative_config
 from specalign.analysis.summary import divergent
 from specalign.benchmarks.cells import Cell, judge_divergences, new_record, plan_cells
 from specalign.benchmarks.config import BenchConfig, named_drafters, named_endpoints
+from specalign.benchmarks.preflight import too_long
 from specalign.benchmarks.prompts import Talks
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, outline_suite
@@ -131,6 +132,10 @@ def _plan(suite: Suite, config: BenchConfig, engine: Engine) -> list[Cell]:
     gammas = {method: config.decoding.gammas if drafter else (0,) for method, drafter in suite.drafters.items()}
     if engine.running:
         gammas = {method: (gamma,) for method, gamma in engine.running}
+    for method, drafter in suite.drafters.items():
+        most, longest = drafts_at_once(drafter) if drafter else 1, max(gammas.get(method, (0,)))
+        if 1 < most < longest:
+            raise UserError(too_long(method, most, longest))
     place = {method: index for index, method in enumerate(suite.drafters)}
     shuffled = plan_cells(suite.prompts, gammas, config)
     ordered = sorted(shuffled, key=lambda cell: (place[cell.method], cell.gamma))

@@ -82,6 +82,7 @@ def start_run(
     config = completed(config)
     validate = validations or partial(make_validation, materials, "validation")
     student = materials.student(config.student)
+    student.config._name_or_path = str(config.output)  # a slice has its teacher's: errors name the run
     if config.optimiser.gradient_checkpointing:
         if not student.supports_gradient_checkpointing:
             raise UserError(f"optimiser.gradient_checkpointing: {type(student).__name__} does not support it")

@@ -192,6 +192,24 @@ def test_a_drafter_with_a_mask_token_is_served_as_one_that_drafts_in_parallel(
     assert drafted(result).n_effective == 4
 
 
+def test_more_tokens_than_a_parallel_drafter_was_trained_to_draft_are_refused(
+    suite_flags: list[str], serve: Serve, vllm_python: PythonOf, tmp_path: Path
+) -> None:
+    """Before a server starts; of a running one by what it says of itself."""
+    (small,) = (Path(word.removeprefix("small=")) for word in suite_flags if word.startswith("small="))
+    folder = shutil.copytree(small, tmp_path / "small")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "pard_token": 63, "pard_k": 2}))
+    words = [word.replace(str(small), str(folder)) for word in suite_flags]
+    running = [f"--endpoint=target={serve(Fake())}", f"--endpoint=small={serve(Fake(gamma=3))}"]
+    for more in (["--engine-python", vllm_python("0.32.0")], running):
+        with pytest.raises(
+            UserError, match="'small' was trained to draft 2 tokens in one call, and vLLM would draft 3"
+        ):
+            run_served(parse_run(flags(words, tmp_path, *more)))
+        assert not (tmp_path / "run").exists()
+
+
 def test_a_server_that_does_not_start_says_why(
     suite_flags: list[str], vllm_python: PythonOf, tmp_path: Path
 ) -> None:

@@ -250,6 +250,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_saves_the_batch(tiny: Tiny)
     assert len(batch["rows"]) == 4
 
 
+def test_a_student_that_diverges_is_named_by_its_run(tiny: Tiny) -> None:
+    config = tiny("gkd", optimiser={"lr": 1e30, "max_grad_norm": 0.0})
+    with pytest.raises(UserError, match="its logits are no finite numbers") as caught:
+        train_all([config])
+    assert f"of '{config.output}'" in str(caught.value)
+    assert config.teacher.model not in str(caught.value)
+
+
 def test_a_budget_of_tokens_or_seconds_ends_the_run(tiny: Tiny) -> None:
     by_tokens = tiny("sft", budget={"steps": 0, "tokens": 60})
     train_all([by_tokens])
