@@ -16,7 +16,8 @@ from specalign.records import SCHEMA_VERSION
 
 TARGET, LOOKUP = "target", "prompt_lookup"
 """Values of ``method``: plain decoding, and drafting from the prompt; a drafter's name otherwise."""
-LOOKUPS = (LOOKUP, "suffix_lookup")
+SUFFIX = "suffix_lookup"
+LOOKUPS = (LOOKUP, SUFFIX)
 """Drafters that need no model: they copy."""
 ADAPTIVE = "_adaptive"
 """End of the name of a drafter that decodes at adaptive draft lengths beside its own row."""

@@ -25,7 +25,7 @@ from specalign.ranges import (
     Tokens,
     require_name,
 )
-from specalign.results import ADAPTIVE, LOOKUP, LOOKUPS, TARGET
+from specalign.results import ADAPTIVE, LOOKUP, LOOKUPS, SUFFIX, TARGET
 
 RULES = ("token", "block", "lenience")
 """Names of the verification rules, known before torch is imported."""
@@ -114,6 +114,17 @@ class DecodingConfig:
 
 
 @dataclass(frozen=True)
+class CopyingConfig:
+    """What suffix_lookup copies from besides the prompt and the output so far."""
+
+    corpus: Annotated[str, arg(aliases=["--corpus"])] = ""
+    """A text file, or a folder of text files, up to a million tokens of the target's; empty: none."""
+    earlier_outputs: Annotated[bool, arg(aliases=["--earlier-outputs"])] = False
+    """What the same row (method, temperature, draft length, repeat) wrote to earlier prompts of the run too."""
+    __pydantic_config__ = STRICT
+
+
+@dataclass(frozen=True)
 class EngineConfig:
     """What decodes."""
 
@@ -159,6 +170,7 @@ class BenchConfig:
     target: TargetConfig = field(default_factory=TargetConfig)
     data: DataConfig = field(default_factory=DataConfig)
     decoding: DecodingConfig = field(default_factory=DecodingConfig)
+    copying: CopyingConfig = field(default_factory=CopyingConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     __pydantic_config__ = STRICT
 
@@ -171,6 +183,8 @@ def check(config: BenchConfig) -> None:
     for name in config.include:
         if name not in LOOKUPS:
             raise UserError(f"unknown drafter {name!r} in include (choices: {', '.join(LOOKUPS)})")
+    if config.copying != CopyingConfig() and SUFFIX not in config.include:
+        raise UserError(f"copying.corpus and copying.earlier_outputs are for {SUFFIX}: --include {SUFFIX}")
     names = named_drafters(config)
     for name in names:
         if config.decoding.adaptive and name + ADAPTIVE in names:

@@ -11,6 +11,7 @@ from specalign.analysis.verdict import MAX_BUSY
 from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.prompts import columns, encoded
 from specalign.benchmarks.runtime import resolve_runtime
+from specalign.data.corpus import corpus_files, corpus_texts
 from specalign.data.preflight import describe_prompts, describe_rows, describe_splits, first_rows, licence
 from specalign.data.prompts import Prompt
 from specalign.data.trained_on import n_trained_on
@@ -56,6 +57,7 @@ def findings(config: BenchConfig, *, data: bool) -> list[Finding]:
             lambda: models.check_attention(target(), config.target.attn, resolve_device(config.device)),
         ),
         ("runtime", lambda: _runtime(config, target())),
+        *([("corpus", lambda: _corpus(config.copying.corpus))] if config.copying.corpus else []),
         ("context", lambda: _target_context(config, target())),
     ]
     for name, drafter in drafters.items():
@@ -178,6 +180,12 @@ def _rule(config: BenchConfig) -> str:
     if config.decoding.rule not in RULES:
         raise unknown("verification rule", config.decoding.rule, RULES)
     return config.decoding.rule
+
+
+def _corpus(source: str) -> str:
+    """What suffix_lookup copies from. Raises UserError where it is not there, or no text."""
+    texts = list(corpus_texts(source))
+    return f"{len(texts)} of {len(corpus_files(source))} files are text, {sum(map(len, texts)):,} characters"
 
 
 def _runtime(config: BenchConfig, target: models.Outline) -> str:

@@ -20,6 +20,7 @@ from specalign.benchmarks.preflight import UNTRUSTED, findings
 from specalign.benchmarks.suite import Suite, checkpoint_hashes, data_facts
 from specalign.chain import continued
 from specalign.config import as_table, flat
+from specalign.data.corpus import corpus_sha256
 from specalign.errors import UserError
 from specalign.files import file_sha256
 from specalign.metrics import METRICS_VERSION
@@ -44,7 +45,10 @@ from specalign.terminal import say
 
 WARMUP_TOKENS = 8
 """Longest of the unrecorded generations with which a run begins."""
-IDENTITY = ("target", "data", "decoding", "drafter", "include", "seed", "device", "threads", "engine")
+IDENTITY = (
+    *("target", "data", "decoding", "drafter", "include", "compose", "copying", "seed", "device", "threads"),
+    "engine",
+)
 """Fields of the config that make two runs the same run."""
 
 
@@ -132,12 +136,18 @@ def _existing(config: BenchConfig, checkpoints: dict[str, str]) -> BenchmarkResu
     different = [key for key in IDENTITY if _part(ours, key) != _part(theirs, key)]
     recorded = result.provenance.get("checkpoints", {})
     different += [f"the weights of {name}" for name, now in checkpoints.items() if recorded.get(name) != now]
+    if (corpus := config.copying.corpus) and corpus_sha256(corpus) != _corpus_of(result):
+        different.append("the content of copying.corpus")
     if different:
         raise UserError(
             f"{folder} holds another run (it differs in {', '.join(different)}); "
             f"{folders.advice(folder, inputs(config))}"
         )
     return result
+
+
+def _corpus_of(result: BenchmarkResult) -> str:
+    return str(result.provenance.get("corpus", {}).get("sha256", ""))
 
 
 def _part(table: Mapping[str, Any], key: str) -> dict[str, Any]:
@@ -153,6 +163,7 @@ def inputs(config: BenchConfig) -> dict[str, str]:
         "--suite": suite,
         "target.model": config.target.model,
         "data.source": config.data.source,
+        **({"copying.corpus": config.copying.corpus} if config.copying.corpus else {}),
         **drafters,
     }
 

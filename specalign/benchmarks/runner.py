@@ -8,7 +8,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -16,6 +15,7 @@ from specalign.benchmarks.adaptive import adaptive_costs, with_costs
 from specalign.benchmarks.calls import call_probes, fact_probes
 from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record
 from specalign.benchmarks.config import BenchConfig
+from specalign.benchmarks.copied import Copied, Corpus, read_corpus
 from specalign.benchmarks.outputs import output_probes
 from specalign.benchmarks.prompts import Talks
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
@@ -45,6 +45,7 @@ def _begin(config: BenchConfig) -> Decoding:
     suite = with_costs(load_suite(config), config)
     plan = cells(suite, config)
     facts = fact_probes(suite)
+    corpus = read_corpus(config.copying, suite.tokenizer)
     provenance = {
         "attention": suite.target.model.config._attn_implementation,
         "dtype": str(suite.target.model.dtype),
@@ -52,27 +53,28 @@ def _begin(config: BenchConfig) -> Decoding:
         "adaptive_costs": adaptive_costs(suite),
         "fingerprints": fingerprints(suite),
         "copy_bytes_per_s": next(probe.bytes_per_s for probe in facts if isinstance(probe, CopyProbe)),
-    }
+    } | ({"corpus": corpus.facts} if corpus else {})
     return Decoding(
         suite,
         len(plan),
         stamp(str(suite.target.device)) | provenance,
-        measure=lambda: _measure(suite, config, plan),
+        measure=lambda: _measure(suite, config, plan, corpus),
         judge=lambda records: judge_divergences(suite.target.model, suite, records),
         facts=facts,
     )
 
 
-def _measure(suite: Suite, config: BenchConfig, plan: list[Cell]) -> None:
+def _measure(suite: Suite, config: BenchConfig, plan: list[Cell], corpus: Corpus | None) -> None:
     path = config.output / RECORDS_FILE
-    _generate_all(suite, config, plan, path)
+    _generate_all(suite, config, plan, corpus)
     append_probes(config.output, output_probes(suite, config, list(read_records(path))))
 
 
-def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Path) -> None:
+def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], corpus: Corpus | None) -> None:
     """Make what is still missing, in the plan's order; time single calls in between, as the machine changes."""
-    made = list(read_records(path))
+    made = list(read_records(config.output / RECORDS_FILE))
     talks, done = suite.talks(made), {record_key(record) for record in made}
+    copied = Copied(config.copying, corpus, made)
     missing = [cell for cell in plan if cell.key not in done]
     probings: dict[int, list[int]] = defaultdict(list)
     for number in range(PROBINGS):
@@ -88,9 +90,10 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], path: Pat
             for number in probings.get(cell.order, ()):
                 with _no_garbage_collection():
                     append_probes(config.output, call_probes(suite, config, number))
-            record = _generate_one(suite, config, cell, talks)
+            record = _generate_one(suite, config, cell, talks, copied)
             append(record)
             talks.add(record)
+            copied.add(record)
             bar.advance()
 
 
@@ -104,18 +107,20 @@ def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell]) -> None:
         for cell in kinds.values():
             with suppress(*FAILURES):
                 n_new = min(WARMUP_TOKENS, config.decoding.max_new_tokens)
-                _decode(suite, config, cell, cell.prompt.input_ids, max_new_tokens=n_new)
+                _decode(suite, config, cell, cell.prompt.input_ids, n_new)
             bar.advance()
 
 
-def _generate_one(suite: Suite, config: BenchConfig, cell: Cell, talks: Talks) -> GenerationRecord:
+def _generate_one(
+    suite: Suite, config: BenchConfig, cell: Cell, talks: Talks, copied: Copied
+) -> GenerationRecord:
     """A generation that fails becomes a record of its failure."""
     load, input_ids = BusyMeter(), tuple[int, ...]()
     try:
         input_ids = talks.input_ids(cell.key)
         with _no_garbage_collection():
             begun_at, begin = time.time(), time.perf_counter()
-            done = _decode(suite, config, cell, input_ids, max_new_tokens=config.decoding.max_new_tokens)
+            done = _decode(suite, config, cell, input_ids, config.decoding.max_new_tokens, copied)
             call_s = time.perf_counter() - begin
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
@@ -144,9 +149,15 @@ def _generate_one(suite: Suite, config: BenchConfig, cell: Cell, talks: Talks) -
 
 
 def _decode(
-    suite: Suite, config: BenchConfig, cell: Cell, input_ids: tuple[int, ...], *, max_new_tokens: int
+    suite: Suite,
+    config: BenchConfig,
+    cell: Cell,
+    input_ids: tuple[int, ...],
+    max_new_tokens: int,
+    copied: Copied | None = None,
 ) -> Generation:
     stepper, drafter = suite.target, suite.drafters[cell.method]
+    drafter = copied.beside(drafter, cell) if copied and drafter else drafter
     if drafter and drafter.alone and cell.gamma == 0:
         stepper, drafter = drafter.alone, None
     return generate(

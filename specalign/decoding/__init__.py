@@ -11,7 +11,7 @@ from specalign.decoding.drafters import Drafter, ModelDrafter
 from specalign.decoding.eagle import EagleDrafter
 from specalign.decoding.generate import generate, stream
 from specalign.decoding.head_stepper import HeadStepper, make_head_stepper
-from specalign.decoding.hybrid import Hybrid
+from specalign.decoding.hybrid import Hybrid, with_corpora
 from specalign.decoding.options import Options
 from specalign.decoding.parallel import ParallelDrafter, drafter_of
 from specalign.decoding.records import Generation, Step
@@ -44,4 +44,5 @@ __all__ = [
     "make_head_stepper",
     "make_stepper",
     "stream",
+    "with_corpora",
 ]

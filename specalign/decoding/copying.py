@@ -18,6 +18,8 @@ from specalign.decoding.transfer import to_device
 
 SEPARATOR = -2
 """No token: between an encoder's prompt and what the decoder writes."""
+BREAK = -3
+"""No token: between texts of a corpus. No request's text has it, and no copy goes over it."""
 UNKNOWN = 0.5
 """Confidence of a copy of which nothing is known."""
 TRUST = ((1, 0.3), (2, 0.5), (4, 0.7))
@@ -85,9 +87,9 @@ class SuffixLookup:
     reads: ClassVar[tuple[int, ...]] = ()
     adaptive: DraftCosts | None = ASSUMED
     """Copy no more than is expected to pay, by what verification costs; None: gamma tokens."""
-    corpus: SuffixIndex | None = None
-    """More text to copy from (earlier outputs, documents), searched besides the prompt and the output so far; where
-    both match equally far, the request's own text is copied."""
+    corpora: tuple[SuffixIndex, ...] = ()
+    """More texts to copy from (documents, earlier outputs), searched besides the prompt and the output so far, never
+    changed; where several match equally far, the request's own text is copied, else the first of them."""
 
     @property
     def alone(self) -> Stepper | None:
@@ -106,7 +108,7 @@ class SuffixLookup:
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
         """Index the prompts."""
-        copiers = [_SuffixCopier(list(prompt), self.corpus) for prompt in prompts]
+        copiers = [_SuffixCopier(list(prompt), self.corpora) for prompt in prompts]
         return _CopyDrafting(copiers, self.adaptive, target.model.device)
 
 
@@ -175,23 +177,22 @@ def _ngram_copier(prompt: list[int], max_ngram: int) -> Copier:
 
 
 class _SuffixCopier:
-    """The index of one row's text, and where the text's end stands in the corpus."""
+    """The index of one row's text, and where the text's end stands in each corpus."""
 
-    def __init__(self, prompt: list[int], corpus: SuffixIndex | None) -> None:
-        self.prompt, self.corpus = prompt, corpus
-        self.index, self.in_corpus = SuffixIndex(), Match(0, 0)
+    def __init__(self, prompt: list[int], corpora: Sequence[SuffixIndex]) -> None:
+        self.prompt, self.corpora = prompt, corpora
+        self.index, self.matches = SuffixIndex(), [Match(0, 0)] * len(corpora)
         self.n_read = 0
         self._read(prompt)
 
     def __call__(self, sequence: Sequence[int], limit: int) -> tuple[list[int], list[float]]:
-        """The continuation of the longer match."""
+        """The continuation of the longest match."""
         if not self.n_read:
             self.n_read = self._read_before(sequence)
         self._read(sequence[self.n_read :])
         self.n_read = len(sequence)
-        index, match = self.index, self.index.match
-        if self.corpus and self.in_corpus.length > match.length:
-            index, match = self.corpus, self.in_corpus
+        found = [(self.index, self.index.match), *zip(self.corpora, self.matches, strict=True)]
+        index, match = max(found, key=lambda each: each[1].length)  # of equals the first
         ids: list[int] = []
         trust: list[float] = []
         for token, length in index.continuation(match):
@@ -210,9 +211,10 @@ class _SuffixCopier:
 
     def _read(self, tokens: Sequence[int]) -> None:
         self.index.extend(tokens)
-        if self.corpus:
-            for token in tokens:
-                self.in_corpus = self.corpus.advance(self.in_corpus, token)
+        for token in tokens if self.corpora else ():
+            self.matches = [
+                corpus.advance(match, token) for corpus, match in zip(self.corpora, self.matches, strict=True)
+            ]
 
 
 def confidence(length: int) -> float:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from specalign.decoding.copying import SuffixLookup
 from specalign.decoding.draft_length import DraftCosts, DraftLengths
 from specalign.decoding.drafters import Draft, Drafter, Drafting, Kind, MakeStepper, ModelDrafter, nothing
 from specalign.decoding.eagle import EagleDrafter
@@ -19,6 +20,16 @@ from specalign.decoding.parallel import ParallelDrafter
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.decoding.stepper import Stepper
+from specalign.decoding.suffix_index import SuffixIndex
+
+
+def with_corpora(drafter: Drafter, corpora: Sequence[SuffixIndex]) -> Drafter:
+    """The drafter with these texts to copy from, where it, or a part of it, copies by a suffix index."""
+    if isinstance(drafter, SuffixLookup):
+        return replace(drafter, corpora=tuple(corpora))
+    if isinstance(drafter, Hybrid):
+        return replace(drafter, parts=tuple(with_corpora(part, corpora) for part in drafter.parts))
+    return drafter
 
 
 @runtime_checkable

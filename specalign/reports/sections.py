@@ -20,7 +20,7 @@ from specalign.reports.recommendation import processor, recommendation, setting
 from specalign.reports.rows import at, temperatures_of
 from specalign.reports.served import engine, load
 from specalign.reports.tables import detail_cells, interval, number, table_cells
-from specalign.results import N_SEEN, BenchmarkResult, SummaryRow, seen_note
+from specalign.results import N_SEEN, SUFFIX, BenchmarkResult, SummaryRow, seen_note
 
 SYMBOLS = """\
 Every row decodes the same prompts; speed-up is the plain target's seconds per token over the row's, both at the plain
@@ -265,6 +265,7 @@ def _setting(result: BenchmarkResult) -> Section:
         ["prompts cut to fit", f"{result.provenance.get('n_truncated_prompts')}"],
         ["new tokens", f"at most {decoding.get('max_new_tokens')} a generation"],
         ["generations", f"{result.n_requested} requested, {result.n_effective} made, {result.n_failed} failed"],
+        *_copied(result),
         ["software", ", ".join(f"{name} {version}" for name, version in packages.items())],
         ["started", str(result.provenance.get("created"))],
     ]
@@ -273,6 +274,14 @@ def _setting(result: BenchmarkResult) -> Section:
         "stops before and after each call; every record is on disk before the next begins."
     )
     return Section("How it was measured", [Paragraph(how), Table(["what", "value"], facts)])
+
+
+def _copied(result: BenchmarkResult) -> list[list[str]]:
+    """What suffix_lookup copied from besides the request's own text; nothing where there was no more."""
+    asked, corpus = result.config.get("copying", {}), result.provenance.get("corpus")
+    more = [f"{asked.get('corpus')} ({corpus['n_tokens']:,} tokens)"] if corpus else []
+    more += ["what the same row wrote to earlier prompts"] if asked.get("earlier_outputs") else []
+    return [[f"{SUFFIX} copies from", " and ".join(["the request's own text", *more])]] if more else []
 
 
 def _drafters(result: BenchmarkResult) -> Section | None:

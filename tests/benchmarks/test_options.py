@@ -22,6 +22,7 @@ from specalign.benchmarks import cli, run_folder, runner, served, suite
 from specalign.benchmarks.adaptive import with_costs
 from specalign.benchmarks.cells import cells
 from specalign.benchmarks.config import BenchConfig, DataConfig, DecodingConfig, TargetConfig, check
+from specalign.benchmarks.copied import Copied, read_corpus
 from specalign.decoding import ModelDrafter
 from specalign.errors import UserError
 from specalign.models.load import load_tokenizer
@@ -84,11 +85,13 @@ def asked(config: BenchConfig) -> object:
 def decoded(config: BenchConfig) -> object:
     """The outputs of all generations and how their drafts fared, in no order."""
     run = suite.load_suite(config)
+    copied = Copied(config.copying, read_corpus(config.copying, run.tokenizer))
     found = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_no_garbage_collection", nullcontext)  # its collections take ten times as long
         for cell in cells(run, config):
-            record = runner._generate_one(run, config, cell, run.talks())
+            record = runner._generate_one(run, config, cell, run.talks(), copied)
+            copied.add(record)
             assert record.steps, record.error
             found.append((record.token_ids, record.steps.n_drafted, record.steps.n_accepted))
     return sorted(found)
@@ -136,6 +139,7 @@ def threads(config: BenchConfig) -> object:
 
 GREEDY = {"decoding.temperatures": (0.0,)}
 SAMPLED = {"decoding.temperatures": (1.0,)}
+COPYING = {**GREEDY, "drafter": (), "include": ("suffix_lookup",)}
 VLLM = {"engine.name": "vllm", "engine.python": "<root>/python", "decoding.runtime": "auto"}
 
 EFFECTS: dict[str, tuple[Callable[[BenchConfig], object], Options, Any]] = {
@@ -173,6 +177,8 @@ EFFECTS: dict[str, tuple[Callable[[BenchConfig], object], Options, Any]] = {
     "decoding.max_new_tokens": (decoded, GREEDY, 7),
     "decoding.repeats": (decoded, GREEDY, 2),
     "decoding.student_alone": (decoded, GREEDY, True),
+    "copying.corpus": (decoded, COPYING, "<root>/corpus"),
+    "copying.earlier_outputs": (decoded, COPYING, True),
     "engine.name": (started, {"decoding.runtime": "auto"}, "vllm"),
     "engine.python": (servers, VLLM, "<root>/another"),
     "engine.arguments": (servers, VLLM, "--enforce-eager"),
@@ -237,6 +243,8 @@ def root(models_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         }
         for i in range(20)
     ]
+    (folder / "corpus").mkdir()
+    (folder / "corpus" / "words.txt").write_text(" ".join([*WORDS, *WORDS[::-1]] * 3))
     for name, kept in (("rows", rows), ("others", rows[::-1]), ("bad", [{"document": 3}, *rows])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in kept))
     return folder

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from hypothesis import given, settings
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from transformers import PreTrainedModel
 
 from specalign.decoding import WITHOUT_MODEL, DraftCosts, PromptLookup, SuffixIndex, SuffixLookup, generate
-from specalign.decoding.copying import confidence
+from specalign.decoding.copying import BREAK, SEPARATOR, _SuffixCopier, confidence
 from specalign.decoding.draft_length import BINS
-from specalign.decoding.suffix_index import Match
+from specalign.decoding.suffix_index import COUNTED, Match
 from specalign.results import LOOKUPS
 
 Build = Callable[..., PreTrainedModel]
@@ -92,14 +93,62 @@ def test_copies_come_from_a_corpus_where_it_matches_longer(build: Build) -> None
     free = DraftCosts(0.0, (1.0, 1.01))
     corpus = SuffixIndex([*prompt, *plain])
     without, beside = (
-        generate(target, SuffixLookup(free, index), prompt, max_new_tokens=16, eos=())
-        for index in (None, corpus)
+        generate(target, SuffixLookup(free, corpora), prompt, max_new_tokens=16, eos=())
+        for corpora in ((), (SuffixIndex([1, 2, 3]), corpus))
     )
     assert without.token_ids[0] == beside.token_ids[0] == plain
     assert len(beside.steps[0]) < len(without.steps[0])
     assert len(corpus._next) == len(SuffixIndex([*prompt, *plain])._next), (
         "a request leaves the corpus as it was"
     )
+
+
+def test_no_copy_goes_over_the_break_between_texts() -> None:
+    corpus = SuffixIndex([5, 6, 7, BREAK, 5, 9, 8, BREAK])
+    copier = _SuffixCopier([1, 5, 6], (corpus,))
+    assert copier([1, 5, 6], 9)[0] == [7]
+    assert _SuffixCopier([SEPARATOR, 4], (corpus,))([SEPARATOR, 4], 9)[0] == []
+
+
+def test_of_equal_matches_the_requests_own_is_copied_else_the_first_corpus() -> None:
+    corpora = SuffixIndex([5, 6, 7, BREAK]), SuffixIndex([5, 6, 8, BREAK])
+    assert _SuffixCopier([5, 6], corpora)([5, 6], 1)[0] == [7]
+    assert _SuffixCopier([5, 6, 9, 5, 6], corpora)([5, 6, 9, 5, 6], 1)[0] == [9]
+    assert _SuffixCopier([4, 5, 6], (corpora[0], SuffixIndex([4, 5, 6, 8])))([4, 5, 6], 1)[0] == [8]
+
+
+class Counted(list[int]):
+    """Counts how often it is read."""
+
+    n_read = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        Counted.n_read += 1
+        return super().__getitem__(place)
+
+
+def reads(n_corpus: int, n_text: int, n_rows: int, n_tokens: int = 200) -> float:
+    """Links followed a token of each row, of requests with so long a corpus and so long a text already."""
+    words = [token * token % 61 for token in range(max(n_corpus, n_text) + n_tokens)]
+    corpus = SuffixIndex([*words[:n_corpus], BREAK])
+    copiers = [_SuffixCopier(words[row : n_text + row], (corpus,)) for row in range(n_rows)]
+    for index in (corpus, *(copier.index for copier in copiers)):
+        index._link = Counted(index._link)
+    Counted.n_read = 0
+    for n in range(1, n_tokens + 1):
+        for row, copier in enumerate(copiers):
+            copier(words[row : n_text + n + row], 4)
+    return Counted.n_read / (n_tokens * n_rows)
+
+
+def test_a_token_costs_the_same_whatever_the_length_of_text_and_corpus_in_a_batch_too() -> None:
+    """Steps, not seconds, of a text that repeats itself, which costs the most: COUNTED links twice, and few more."""
+    found = [reads(n_corpus, n_text, n_rows) for n_corpus, n_text, n_rows in SIZES]
+    assert max(found) <= 2 * COUNTED + 8
+    assert max(found) <= 1.1 * min(found)
+
+
+SIZES = ((5_000, 5_000, 1), (100_000, 5_000, 1), (5_000, 100_000, 1), (5_000, 5_000, 4))
 
 
 def test_an_encoders_prompt_is_copied_from_too(build: Build) -> None:
