@@ -71,6 +71,7 @@ def test_the_tree_names_every_folder() -> None:
 
 DEMO = ROOT / "reports" / "2026-11-27_demo_cpu-2core"
 PAIR = ROOT / "reports" / "2026-11-27_qwen-pair_cpu-2core"
+HEADS = ROOT / "reports" / "2026-11-27_heads_cpu-2core"
 SEEDS = ROOT / "reports" / "2026-11-25_study-long-seeds_cpu-2core"
 
 
@@ -101,6 +102,51 @@ def _held_out(found: HeldOut, arm: str, figure: str) -> list[str]:
         return [value, "–"]
     over = compare(found, arm, "untrained", figure).difference
     return [value, f"{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"]
+
+
+def test_the_heads_table_and_speeds_are_those_of_their_files() -> None:
+    """Of every arm the means over its seeds, and of the compiled run the rows that the study names."""
+    found = read_held_out(HEADS)
+    shown = STUDY.split("<!-- heads held out: begin -->")[1].split("<!-- heads held out: end -->")[0]
+    lines = shown.strip().splitlines()[2:]
+    assert len(lines) == len(found)
+    for line in lines:
+        arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == [str(len(found[arm])), *_of_arm(found, arm, "alpha"), *_of_arm(found, arm, "agreement")]
+    ours, theirs = (_of_arm(found, arm, "alpha")[0] for arm in ("head_jsd", "slice_jsd"))
+    assert f"a head reaches α = {ours} on test prompts, a two-layer slice\n  {theirs}." in README
+    rows = {(row.method, row.temperature): row for row in read_result(HEADS).rows if row.gamma == 1}
+    for method in ("head_rank_anchored-0", "slice_jsd-0"):
+        for temperature in (0.0, 1.0):
+            row = rows[method, temperature]
+            assert f"{_speed(row):.2f}x {bounds(row.speedup_joint)}" in STUDY
+
+
+def _of_arm(found: HeldOut, arm: str, figure: str) -> list[str]:
+    value = f"{sum(mean(scores, figure) for scores in found[arm].values()) / len(found[arm]):.3f}"
+    if arm == "head_jsd":
+        return [value, "–"]
+    over = compare(found, arm, "head_jsd", figure).difference
+    return [value, f"{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"]
+
+
+def test_the_second_turn_is_as_fast_as_its_report_has_it() -> None:
+    page = (ROOT / "reports" / "2026-11-27_spec-bench-turns_cpu-2core" / "report.md").read_text(encoding="utf-8")
+    (line,) = (line for line in page.splitlines() if line.startswith("| prompt\\_lookup (γ = 5) | speed-up | 1.10x"))
+    first, second = (cell.split()[0] for cell in line.split("|")[3:5])
+    text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    assert f"first turn {first} as fast" in text
+    assert f"the first answer, {second}." in text
+
+
+@pytest.mark.parametrize("kind", ["summaries", "chat", "code"])
+def test_the_table_of_copying_is_that_of_its_runs(kind: str) -> None:
+    name = f"2026-11-27_copying-{kind}_cpu-2core"
+    rows = {row.method: row for row in read_result(ROOT / "reports" / name).rows}
+    methods = ("prompt_lookup", "suffix_lookup", "hybrid", "head")
+    cells = [f"{_speed(rows[method]):.2f}x {bounds(rows[method].speedup_joint)}" for method in methods]
+    text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
+    assert f"| [{kind}](../reports/{name}/report.md) | {' | '.join(cells)} |" in text.splitlines()
 
 
 def test_the_demos_best_is_named_first() -> None:

@@ -15,7 +15,7 @@ from specalign.reports.build import PAGE_FILE, REPORT_FILE, build_report
 from specalign.results import BenchmarkResult
 from specalign.run_files import PROBES_FILE, RECORDS_FILE, RESULT_FILE, read_result, read_run
 
-KEPT = ("answer.md", "design.md", "hypotheses.toml", "learning.png", "training.json")
+KEPT = ("answer.md", "design.md", "held_out.json", "hypotheses.toml", "learning.png", "training.json")
 """Documents of a study that are published beside its run."""
 
 
