@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import statistics
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,12 @@ import pytest
 from specalign.analysis.held_out import HeldOut, compare, mean, read_held_out
 from specalign.analysis.study import read_study
 from specalign.benchmarks.cli import COMMANDS, parse_run
+from specalign.probes import CallProbe
 from specalign.reports.rows import draft_length
 from specalign.reports.study import answer
 from specalign.reports.tables import bounds, escape
 from specalign.results import SummaryRow
-from specalign.run_files import read_result
+from specalign.run_files import read_result, read_run
 from specalign.training.cli import COMMANDS as TRAIN_COMMANDS
 from specalign.training.cli import configs
 
@@ -72,6 +74,7 @@ def test_the_tree_names_every_folder() -> None:
 DEMO = ROOT / "reports" / "2026-11-27_demo_cpu-2core"
 PAIR = ROOT / "reports" / "2026-11-27_qwen-pair_cpu-2core"
 HEADS = ROOT / "reports" / "2026-11-27_heads_cpu-2core"
+HEADS_LONG = ROOT / "reports" / "2026-11-27_heads-long_cpu-2core"
 SEEDS = ROOT / "reports" / "2026-11-25_study-long-seeds_cpu-2core"
 
 
@@ -122,6 +125,32 @@ def test_the_heads_table_and_speeds_are_those_of_their_files() -> None:
             assert f"{_speed(row):.2f}x {bounds(row.speedup_joint)}" in STUDY
 
 
+def test_the_long_trained_head_is_as_fast_as_its_run_has_it() -> None:
+    rows = [row for row in read_result(HEADS_LONG).rows if row.kind != "target"]
+    cold, warm = sorted(rows, key=lambda row: row.temperature)
+    both = [f"{_speed(row):.2f}x {bounds(row.speedup_joint)}" for row in (cold, warm)]
+    assert f"{both[0]} at temperature 0 and {both[1]} at 1" in STUDY
+    assert f"({_speed(cold):.2f}x\n  and {_speed(warm):.2f}x)" in README
+
+
+def test_the_times_of_compiled_calls_are_those_of_the_runs_that_are_named() -> None:
+    page = " ".join((ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8").split())
+    before, after = _target_ms("2026-11-27_parallel_cpu-2core"), _target_ms("2026-11-27_heads_cpu-2core")
+    assert f"two positions took {before[2]:.1f} ms where one took {before[1]:.1f}" in page
+    assert f"{after[2]:.1f} ms for two and {after[4]:.1f} for four, beside {after[1]:.1f} for one" in page
+    long = _target_ms("2026-11-27_heads-long_cpu-2core")
+    assert f"{long[1]:.1f} ms there and {after[1]:.1f} in the run before" in " ".join(STUDY.split())
+
+
+def _target_ms(run: str) -> dict[int, float]:
+    """Median milliseconds of a call of the target on each number of positions."""
+    found: dict[int, list[float]] = {}
+    for probe in read_run(ROOT / "reports" / run).probes:
+        if isinstance(probe, CallProbe) and probe.method == "target":
+            found.setdefault(probe.n_tokens, []).extend(probe.seconds)
+    return {n: 1000 * statistics.median(seconds) for n, seconds in found.items()}
+
+
 def _of_arm(found: HeldOut, arm: str, figure: str) -> list[str]:
     value = f"{sum(mean(scores, figure) for scores in found[arm].values()) / len(found[arm]):.3f}"
     if arm == "head_jsd":
@@ -131,8 +160,12 @@ def _of_arm(found: HeldOut, arm: str, figure: str) -> list[str]:
 
 
 def test_the_second_turn_is_as_fast_as_its_report_has_it() -> None:
-    page = (ROOT / "reports" / "2026-11-27_spec-bench-turns_cpu-2core" / "report.md").read_text(encoding="utf-8")
-    (line,) = (line for line in page.splitlines() if line.startswith("| prompt\\_lookup (γ = 5) | speed-up | 1.10x"))
+    page = (ROOT / "reports" / "2026-11-27_spec-bench-turns_cpu-2core" / "report.md").read_text(
+        encoding="utf-8"
+    )
+    (line,) = (
+        line for line in page.splitlines() if line.startswith("| prompt\\_lookup (γ = 5) | speed-up | 1.10x")
+    )
     first, second = (cell.split()[0] for cell in line.split("|")[3:5])
     text = (ROOT / "docs" / "decoding.md").read_text(encoding="utf-8")
     assert f"first turn {first} as fast" in text
