@@ -142,6 +142,17 @@ def test_the_times_of_compiled_calls_are_those_of_the_runs_that_are_named() -> N
     assert f"{long[1]:.1f} ms there and {after[1]:.1f} in the run before" in " ".join(STUDY.split())
 
 
+def test_the_acceptance_of_both_engines_comes_out_of_its_file() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*served[^)]*)\)", text)
+    drafters = json.loads((ROOT / name).read_text(encoding="utf-8"))["drafters"]
+    assert len(drafters) == 3
+    for row in drafters.values():
+        ours, theirs = row["alpha"]
+        assert f"| {ours:.4f} | {theirs:.4f} | {row['outputs_equal']} of 12 |" in text
+        assert row["own"] == row["vllm"]
+
+
 def _target_ms(run: str) -> dict[int, float]:
     """Median milliseconds of a call of the target on each number of positions."""
     found: dict[int, list[float]] = {}
