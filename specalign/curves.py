@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-LOG, RECIPE = "train.jsonl", "recipe.toml"
+LOG, RECIPE, PROVENANCE = "train.jsonl", "recipe.toml", "provenance.json"
+"""Files of a training run that other parts read as well."""
+COMPARISON = "comparison"
+"""Folder beside the runs of a command, with what tells them apart."""
 NAME, FORMATS = "curves", ("png", "svg", "pdf")
 DEPTH = 4
 """Folders between a comparison and its runs: METHOD/SWEPT/seed-N, and one more."""

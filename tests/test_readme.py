@@ -91,7 +91,8 @@ def test_what_the_pair_came_to_is_that_of_its_files() -> None:
     shown = STUDY.split("<!-- pair held out: begin -->")[1].split("<!-- pair held out: end -->")[0]
     for line in shown.strip().splitlines()[2:]:
         arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells == [*_held_out(found, arm, "alpha"), *_held_out(found, arm, "agreement")]
+        figures = [_held_out(found, arm, figure, "untrained") for figure in ("alpha", "agreement")]
+        assert cells == [*figures[0], *figures[1]]
     stock = next(row for row in read_result(PAIR).rows if (row.method, row.gamma) == ("untrained-0", 3))
     assert stock.speedup
     assert f"{stock.speedup.value:.2f}x {bounds(stock.speedup_joint)} at γ = 3" in STUDY
@@ -99,11 +100,12 @@ def test_what_the_pair_came_to_is_that_of_its_files() -> None:
     assert f"α of {mean(found['untrained']['seed-0'], 'alpha'):.3f}" in README.replace("\n  ", " ")
 
 
-def _held_out(found: HeldOut, arm: str, figure: str) -> list[str]:
-    value = f"{mean(found[arm]['seed-0'], figure):.3f}"
-    if arm == "untrained":
+def _held_out(found: HeldOut, arm: str, figure: str, baseline: str) -> list[str]:
+    """The mean over an arm's seeds, and the difference from the baseline's."""
+    value = f"{sum(mean(scores, figure) for scores in found[arm].values()) / len(found[arm]):.3f}"
+    if arm == baseline:
         return [value, "–"]
-    over = compare(found, arm, "untrained", figure).difference
+    over = compare(found, arm, baseline, figure).difference
     return [value, f"{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"]
 
 
@@ -115,8 +117,9 @@ def test_the_heads_table_and_speeds_are_those_of_their_files() -> None:
     assert len(lines) == len(found)
     for line in lines:
         arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells == [str(len(found[arm])), *_of_arm(found, arm, "alpha"), *_of_arm(found, arm, "agreement")]
-    ours, theirs = (_of_arm(found, arm, "alpha")[0] for arm in ("head_jsd", "slice_jsd"))
+        figures = [_held_out(found, arm, figure, "head_jsd") for figure in ("alpha", "agreement")]
+        assert cells == [str(len(found[arm])), *figures[0], *figures[1]]
+    ours, theirs = (_held_out(found, arm, "alpha", "head_jsd")[0] for arm in ("head_jsd", "slice_jsd"))
     assert f"a head reaches α = {ours} on test prompts, a two-layer slice\n  {theirs}." in README
     rows = {(row.method, row.temperature): row for row in read_result(HEADS).rows if row.gamma == 1}
     for method in ("head_rank_anchored-0", "slice_jsd-0"):
@@ -160,14 +163,6 @@ def _target_ms(run: str) -> dict[int, float]:
         if isinstance(probe, CallProbe) and probe.method == "target":
             found.setdefault(probe.n_tokens, []).extend(probe.seconds)
     return {n: 1000 * statistics.median(seconds) for n, seconds in found.items()}
-
-
-def _of_arm(found: HeldOut, arm: str, figure: str) -> list[str]:
-    value = f"{sum(mean(scores, figure) for scores in found[arm].values()) / len(found[arm]):.3f}"
-    if arm == "head_jsd":
-        return [value, "–"]
-    over = compare(found, arm, "head_jsd", figure).difference
-    return [value, f"{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"]
 
 
 def test_the_second_turn_is_as_fast_as_its_report_has_it() -> None:

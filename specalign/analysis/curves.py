@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from specalign.analysis.study import TRAINING, read_curves
-from specalign.curves import LOG, Curve, curves_of
+from specalign.curves import LOG, PROVENANCE, Curve, curves_of
 from specalign.results import BenchmarkResult, ModelInfo
 
-PROVENANCE, WEIGHTS = "provenance.json", "weights_sha256"
+WEIGHTS = "weights_sha256"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from scipy import stats
 
 from specalign.analysis.partial import read_complete
 from specalign.analysis.seeds import FIGURES, Comparison, Drafter, PromptCells, Setting, compare
-from specalign.curves import LOG
+from specalign.curves import LOG, PROVENANCE
 from specalign.errors import UserError
 from specalign.files import whole_lines
 from specalign.metrics.comparisons import SeedComparison, compare_seeds
@@ -130,7 +130,7 @@ def trained(folder: Path) -> Curves:
 def unfinished(folder: Path) -> list[str]:
     """OBJECTIVE/seed-N of the training runs below ``folder`` that say of themselves that they are not complete."""
     found = []
-    for path in sorted(folder.glob("*/seed-*/provenance.json")):
+    for path in sorted(folder.glob(f"*/seed-*/{PROVENANCE}")):
         try:
             status = json.loads(path.read_text(encoding="utf-8"))["status"]
         except (ValueError, LookupError, TypeError, RecursionError):

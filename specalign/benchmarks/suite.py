@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from specalign.benchmarks.config import BenchConfig, named_drafters
 from specalign.benchmarks.prompts import Talks, columns, encoded, turns, within
 from specalign.benchmarks.runtime import make_ready
+from specalign.curves import PROVENANCE
 from specalign.data import Prompt, load_examples
 from specalign.data.sources import has_splits, split_note
 from specalign.data.trained_on import n_trained_on
@@ -304,7 +305,7 @@ TRAINING_FACTS = ("method", "teacher", "steps", "trained_tokens", "wall_s", "see
 
 def _training_facts(folder: Path) -> dict[str, Any]:
     """What the training run wrote of itself, and a hash of the weights as they are now."""
-    path = folder / "provenance.json"
+    path = folder / PROVENANCE
     try:
         written = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (ValueError, RecursionError):

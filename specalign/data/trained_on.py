@@ -6,12 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from specalign.curves import PROVENANCE
 from specalign.data.prompts import Prompt
 from specalign.files import write_text
 
 FILE = "training_documents.txt"
 """In the student's folder: a line a document, the first 64 bits of the SHA-256 of what makes rows the same."""
-PROVENANCE = "provenance.json"
 
 
 def write_documents(folder: Path, prompts: Sequence[Prompt], start: Path | None = None) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from specalign.curves import PROVENANCE
 from specalign.errors import UserError
 from specalign.models.eagle import EagleHead
 from specalign.models.heads import head_of
@@ -41,7 +42,7 @@ def origin_as(target: PreTrainedModel) -> Origin:
 
 def origin_of(name: str) -> Origin | None:
     """What a head's folder tells; None where it says nothing. Raises UserError where it is damaged."""
-    path = Path(resolve_model(name)) / "provenance.json"
+    path = Path(resolve_model(name)) / PROVENANCE
     if not path.is_file():
         return None
     try:

@@ -17,7 +17,7 @@ from specalign.analysis.curves import curves_of_run
 from specalign.analysis.partial import result_so_far
 from specalign.analysis.parts import read_parts
 from specalign.analysis.speeds import read_speeds
-from specalign.curves import NAME, Curve, curves_of, draw, frame, runs_below, save
+from specalign.curves import COMPARISON, NAME, Curve, curves_of, draw, frame, runs_below, save
 from specalign.errors import UserError
 from specalign.files import atomic_path, stored, write_text
 from specalign.reports.content import Section, Table
@@ -32,8 +32,6 @@ FORMULA = ("=", "+", "-", "@")
 NUMBER = re.compile(r"[+-]?\d[\d.]*( ?%)?")
 TABLES = "tables"
 """Folder of the report's tables, in the run's."""
-COMPARISON = "comparison"
-"""Folder of what tells training runs apart, beside them."""
 IN_LATEX = str.maketrans(
     {
         "α": r"$\alpha$",

@@ -19,8 +19,7 @@ from specalign.errors import UserError
 from specalign.files import whole_lines, write_json, write_jsonl
 from specalign.training.config import TrainConfig
 
-RECIPE, LOG = curves.RECIPE, curves.LOG
-PROVENANCE = "provenance.json"
+RECIPE, LOG, PROVENANCE = curves.RECIPE, curves.LOG, curves.PROVENANCE
 VALIDATION = "validation.jsonl"
 HELD_OUT = "held_out.jsonl"
 FREE = ("output", "overwrite", "recipe", "compare", "sweep", "logging", "device")

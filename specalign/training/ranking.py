@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from specalign import folders
-from specalign.curves import FORMATS, NAME, curves_of, draw, frame, labels, save
+from specalign.curves import COMPARISON, FORMATS, NAME, curves_of, draw, frame, labels, save
 from specalign.errors import UserError
 from specalign.files import atomic_path, whole_lines
 from specalign.metrics.comparisons import LEVEL, JointTest, joint_test, sign_patterns
@@ -22,7 +22,7 @@ from specalign.terminal import say, show
 from specalign.training.config import TrainConfig
 from specalign.training.course_config import Metric
 from specalign.training.folder import VALIDATION
-from specalign.training.runs import COMPARISON, root_of
+from specalign.training.runs import root_of
 
 WEIGHTS = {"alpha": "n_positions", "agreement": "n_positions", "tau": "n_windows"}
 """Metric with a value for each prompt -> what the value counts by in the mean of all."""

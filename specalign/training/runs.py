@@ -8,6 +8,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
+from specalign.curves import COMPARISON
 from specalign.errors import UserError
 from specalign.folders import is_empty, removable, require_usable
 from specalign.names import require_data_name, require_model_name
@@ -18,9 +19,6 @@ from specalign.training.sweep import arms_of
 
 SHARED = ("teacher", "data", "device", "attn", "engine", "rollout.teacher_temperature")
 """What is loaded, or written by the teacher, once for all runs of a command."""
-COMPARISON = "comparison"
-"""Folder beside the runs of a command, with what tells them apart."""
-
 Read = Callable[[str | None, Mapping[str, Any]], TrainConfig]
 """(Name of a method or arm, or None; the options that are swept) -> the config that is asked for, with what these
 decide of its preset."""
