@@ -17,10 +17,9 @@ import requests
 
 from specalign.errors import UserError
 from specalign.serving.client import Server, connect, require_version
+from specalign.serving.environment import START_VARIABLE, start_limit
 
 MODULE = "vllm.entrypoints.openai.api_server"
-START_S = 600.0
-"""Longest wait for a server to load its models, in seconds."""
 STOP_S = 20.0
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 """What tells a run to end, a terminal that is closed included."""
@@ -60,7 +59,7 @@ def serving(python: str, arguments: Sequence[str], log: Path) -> Iterator[Server
 
     Its output goes to ``log``. Raises UserError, with the last error in it, where it does not come up.
     """
-    port = _free_port()
+    port, limit_s = _free_port(), start_limit()
     words = [python, "-m", MODULE, *arguments, "--host", "127.0.0.1", "--port", str(port)]
     with open(log, "wb") as output:
         process = subprocess.Popen(
@@ -68,7 +67,7 @@ def serving(python: str, arguments: Sequence[str], log: Path) -> Iterator[Server
         )
     before = {number: signal.signal(number, _interrupt) for number in ENDING}
     try:
-        yield _wait(process, f"http://127.0.0.1:{port}", log)
+        yield _wait(process, f"http://127.0.0.1:{port}", log, limit_s)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
@@ -87,8 +86,8 @@ def _environment() -> dict[str, str]:
     return defaults | ours
 
 
-def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> Server:
-    deadline = time.monotonic() + START_S
+def _wait(process: subprocess.Popen[bytes], url: str, log: Path, limit_s: float) -> Server:
+    deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise UserError(f"vLLM did not start: {_last_error(log)} (all of it: {log})")
@@ -96,7 +95,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> Server:
             if requests.get(f"{url}/health", timeout=5).status_code == requests.codes.ok:
                 return connect(url)
         time.sleep(0.5)
-    raise UserError(f"vLLM did not answer within {START_S:.0f} s (see {log})")
+    raise UserError(f"vLLM did not answer within {limit_s:g} s (${START_VARIABLE}); see {log}")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -19,7 +19,8 @@ from specalign.benchmarks.served import run_served
 from specalign.errors import UserError
 from specalign.results import BenchmarkResult, SummaryRow
 from specalign.run_files import read_run
-from specalign.serving.environment import PYTHON_VARIABLE
+from specalign.serving.environment import PYTHON_VARIABLE, START_VARIABLE
+from specalign.serving.server import serving
 from tests.decoding.kinds import tiny_head
 from tests.serving.fake_vllm import Fake
 
@@ -217,6 +218,21 @@ def test_a_server_that_does_not_start_says_why(
     config = parse_run(flags(other, tmp_path, "--engine-python", vllm_python("0.32.0")))
     with pytest.raises(UserError, match="vLLM did not start: OSError: missing is not a local folder"):
         run_served(config)
+
+
+def test_the_wait_for_a_server_is_the_users_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = tmp_path / "python"
+    late.write_text("#!/bin/sh\nexec sleep 60\n")
+    late.chmod(0o755)
+    for told, said in (
+        ("0.1", "did not answer within 0.1 s"),
+        ("soon", "seconds above 0, not 'soon'"),
+        ("0", "'0'"),
+    ):
+        monkeypatch.setenv(START_VARIABLE, told)
+        with pytest.raises(UserError, match=said) as error, serving(str(late), [], tmp_path / "log"):
+            pass
+        assert START_VARIABLE in str(error.value)
 
 
 def test_a_head_is_served_as_one(suite_flags: list[str], vllm_python: PythonOf, tmp_path: Path) -> None:
