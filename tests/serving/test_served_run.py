@@ -20,7 +20,7 @@ from specalign.errors import UserError
 from specalign.results import BenchmarkResult, SummaryRow
 from specalign.run_files import read_run
 from specalign.serving.environment import PYTHON_VARIABLE, START_VARIABLE
-from specalign.serving.server import serving
+from specalign.serving.server import _last_error, serving
 from tests.decoding.kinds import tiny_head
 from tests.serving.fake_vllm import Fake
 
@@ -218,6 +218,17 @@ def test_a_server_that_does_not_start_says_why(
     config = parse_run(flags(other, tmp_path, "--engine-python", vllm_python("0.32.0")))
     with pytest.raises(UserError, match="vLLM did not start: OSError: missing is not a local folder"):
         run_served(config)
+
+
+def test_why_a_server_refuses_its_arguments_is_in_the_line_after_the_error(tmp_path: Path) -> None:
+    """As vLLM 0.32 says it of a drafter of another width."""
+    log = tmp_path / "log"
+    log.write_text(
+        "pydantic_core._pydantic_core.ValidationError: 1 validation error for SpeculativeConfig\n"
+        "  Value error, Target and draft model should have the same vocabulary size. [type=value_error, input=1]\n"
+        "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
+    )
+    assert _last_error(log) == "Value error, Target and draft model should have the same vocabulary size."
 
 
 def test_the_wait_for_a_server_is_the_users_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
