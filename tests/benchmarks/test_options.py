@@ -140,7 +140,7 @@ def threads(config: BenchConfig) -> object:
 GREEDY = {"decoding.temperatures": (0.0,)}
 SAMPLED = {"decoding.temperatures": (1.0,)}
 COPYING = {**GREEDY, "drafter": (), "include": ("suffix_lookup",)}
-VLLM = {"engine.name": "vllm", "engine.python": "<root>/python", "decoding.runtime": "auto"}
+VLLM = {**GREEDY, "engine.name": "vllm", "engine.python": "<root>/python", "decoding.runtime": "auto"}
 
 EFFECTS: dict[str, tuple[Callable[[BenchConfig], object], Options, Any]] = {
     "drafter": (loaded, {}, ("copy=<root>/copy",)),

