@@ -155,6 +155,11 @@ class Objective:
         return select_tokens(sum(parts[1:], start=parts[0]), reference_loss, self.keep)
 
     @property
+    def reads_labels(self) -> bool:
+        """Whether labels may be looked at: by losses that need no teacher, and perhaps by those beside the table."""
+        return any(name in self.own or not needs_of(name).teacher for name, _, _ in self.terms)
+
+    @property
     def horizon(self) -> int | None:
         """Number of positions, its own included, on which a token's loss depends; None: on all tokens."""
         return (

@@ -15,7 +15,7 @@ from typing import Any, get_args
 from specalign.config import flag_value, gathered, parse_flags
 from specalign.errors import UserError, run_cli, unknown
 from specalign.terminal import say
-from specalign.training.config import TrainConfig
+from specalign.training.config import Source, TrainConfig
 from specalign.training.recipe import DECIDING, resolve
 from specalign.training.runs import expanded, require_possible
 from specalign.training.student_config import Kind
@@ -59,9 +59,10 @@ def configs(words: Sequence[str]) -> list[TrainConfig]:
 
 
 def _deciding(words: Sequence[str]) -> dict[str, str]:
-    """What the flags say that decides what a method means; a kind that there is not is refused later."""
+    """What the flags say that decides what a method means; a kind or source that there is not is refused later."""
     found = {name: flag_value(words, f"--{name}") or "" for name in DECIDING}
-    return found if found["student.kind"] in get_args(Kind) else {**found, "student.kind": ""}
+    choices = {"student.kind": get_args(Kind), "rollout.source": get_args(Source)}
+    return {name: value if value in choices.get(name, (value,)) else "" for name, value in found.items()}
 
 
 def read_config(words: Sequence[str], name: str | None, swept: Mapping[str, Any]) -> TrainConfig:

@@ -36,6 +36,7 @@ from specalign.training.course_config import BudgetConfig, LoggingConfig, Optimi
 from specalign.training.student_config import StudentConfig
 
 Method = Literal["untrained", "aligned", "sft", "seqkd", "gkd", "distillspec", "contrastive"]
+Source = Literal["ground_truth", "teacher", "student", "mixed"]
 Arms = dict[Name, dict[str, Any]]
 PLUGIN = "plugin"
 """What ``objective.plugin`` is called among the weights."""
@@ -106,17 +107,18 @@ class DataConfig:
 class RolloutConfig:
     """What responses the drafter is trained on."""
 
-    source: Literal["ground_truth", "teacher", "student", "mixed"] | None = None
-    """References, responses of the teacher, responses of the student (on-policy), or both of these; none: as the
-    method says."""
+    source: Source | None = None
+    """References, responses of the teacher, responses of the student (on-policy; a head's are drafts off the text), or
+    both of these; none: as the method says."""
     student_fraction: Share = 0.5
-    """mixed: probability, for each sequence by itself, that the student writes it."""
+    """mixed: probability, for each sequence by itself, that the student writes it, or a head drafts off it."""
     style: Literal["branches", "full"] | None = None
     """On-policy: short branches off prefixes of a teacher response, or whole responses; none: as the method says."""
     k_max: Tokens = 4
-    """branches: their length is drawn from 1..k_max tokens, once a step."""
+    """branches: their length is drawn from 1..k_max tokens, once a step; a head's have student.unroll tokens."""
     branches: Batch = 8
-    """branches: number of them off each prompt's response; they share its forward pass."""
+    """branches: number of them off each prompt's response, a head's off all that is trained on; they share its forward
+    pass."""
     prompts: bool = False
     """Train on the prompts' own tokens too, where a response is not the student's: more tokens of the same passes."""
     trunk: Literal["teacher", "ground_truth"] = "teacher"
@@ -135,7 +137,7 @@ class RolloutConfig:
 
     @property
     def student_share(self) -> float:
-        """Probability that the student writes a sequence."""
+        """Probability that the student writes a sequence, or a head drafts off it."""
         return {"student": 1.0, "mixed": self.student_fraction}.get(self.source or "", 0.0)
 
     @property

@@ -9,7 +9,6 @@ from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +29,7 @@ from specalign.training.journal import Journal, StepReport, last_validation, tra
 from specalign.training.materials import Materials, data_facts
 from specalign.training.memory import memory_advice, recomputing
 from specalign.training.optimiser import clip_gradients, gathered_state, rate
+from specalign.training.own_drafts import losses_with_drafts
 from specalign.training.parallel import Drop, Scored, with_masks
 from specalign.training.plugins import NONE, Plugins, identity, plugin_of
 from specalign.training.recipe import completed
@@ -121,7 +121,7 @@ def step(run: Run) -> StepReport:
     writes = run.config.rollout.student_share > 0
     with (
         memory_advice(run.config, "rollout"),
-        autocast(run),
+        run.autocast(),
         whole(run.pair.student) if writes else nullcontext(),
     ):
         generator = next_generator(run)
@@ -130,7 +130,9 @@ def step(run: Run) -> StepReport:
     with memory_advice(run.config, "update"):
         loss, n_tokens, scored = accumulate(run, rows, generator)
     sum_gradients(run.parameters)
-    (n_on_policy,) = distributed.total([sum(row.on_policy for row in rows)], run.pair.student.device)
+    (n_on_policy,) = distributed.total(
+        [sum(row.on_policy or bool(row.anchors) for row in rows)], run.pair.student.device
+    )
     if run.scaler:
         run.scaler.unscale_(run.optimiser)
     norm = float(clip_gradients(run.parameters, config.max_grad_norm))
@@ -194,24 +196,33 @@ def accumulate(
     masks = [counted(run, each.layout) for each in passes]
     n_scored = float(n_counted(run, [each.layout for each in passes], masks))
     n_positions, n_tokens = distributed.total([n_scored, n_text_tokens(run, passes, n_scored)], device)
-    parts, scored = [], []
+    parts, scored, n_drafted = [], [], 0
     for group, each, mask in zip(groups, passes, masks, strict=True):
-        text, known = with_teacher(run, group, each.text)
-        with autocast(run), recomputing(run.pair.student):
-            chunk_tokens = run.config.objective.chunk_tokens
-            losses = per_token_loss(
-                run.pair,
-                text if run.masks is None else each.layout,
-                run.objective,
-                each.spread(known),
-                reference_loss=each.spread(reference_loss_of(run, text, known)),
-                chunk_tokens=chunk_tokens,
-            )
-        loss = reduce_tokens(losses, mask, n_tokens=n_positions)
+        text, known = with_teacher(run, [row.text for row in group], each.text)
+        if any(row.anchors for row in group):
+            losses, n_own = losses_with_drafts(run, group, text, known, generator)
+            n_drafted += n_own
+            loss = losses.sum() / max(n_positions, 1)
+        else:
+            loss = reduce_tokens(losses_of(run, each, text, known), mask, n_tokens=n_positions)
         (run.scaler.scale(loss) if run.scaler else loss).backward()
         parts.append(loss.detach().double())
         scored.append((text, known))
-    return distributed.total([float(sum(parts))], device)[0], int(n_tokens), tuple(scored)
+    loss_sum, n_more = distributed.total([float(sum(parts)), n_drafted], device)
+    return loss_sum, int(n_tokens + n_more), tuple(scored)
+
+
+def losses_of(run: Run, each: Scored, text: Layout, known: Tensor | None) -> Tensor:
+    """[N'] the loss at each scored position; ``text`` is that of ``each`` with what a head reads."""
+    with run.autocast(), recomputing(run.pair.student):
+        return per_token_loss(
+            run.pair,
+            text if run.masks is None else each.layout,
+            run.objective,
+            each.spread(known),
+            reference_loss=each.spread(reference_loss_of(run, text, known)),
+            chunk_tokens=run.config.objective.chunk_tokens,
+        )
 
 
 def laid_out(run: Run, rows: Sequence[Row], generator: torch.Generator) -> Scored:
@@ -290,16 +301,6 @@ def writer(run: Run) -> Writer:
     return Writer(
         run.pair.student, rollout.temperature, rollout.top_p, run.pair.draft_vocabulary, rollout.batch * forks
     )
-
-
-def autocast(run: Run) -> Any:
-    """Half precision where the recipe or the device asks for it."""
-    kind, device = run.config.optimiser.precision, run.pair.student.device
-    if kind == "float16":
-        return torch.autocast(device.type, dtype=torch.float16)
-    if kind == "bfloat16" or (kind == "auto" and device.type == "cuda"):
-        return torch.autocast(device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _explain_non_finite(run: Run, loss: float, norm: float, rows: Sequence[Row]) -> str:

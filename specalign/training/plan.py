@@ -81,8 +81,9 @@ def make_plan(config: TrainConfig, processes: int = 1) -> Plan:
     whole = int(teacher * bits / 8)
     head = int(_body_and_head(teacher_config, teacher)[1] * size)
     released = 0 if config.teacher.offload == "none" else whole - head
-    masks = _scored_per_prompt(config) * _masks_per_token(config)
-    tokens = int(config.optimiser.batch * (_tokens_per_prompt(config) + masks))
+    beside = _scored_per_prompt(config) * _masks_per_token(config)
+    beside += _drafted_per_prompt(config) / config.student.unroll  # whose steps the text's tokens count for
+    tokens = int(config.optimiser.batch * (_tokens_per_prompt(config) + beside))
     sharded = config.optimiser.sharded
     layers = _body_and_head(student_config, student)[0] if sharded == "weights" else 0.0
     own, moved = (int(n - layers + layers / processes) for n in (student, trained))
@@ -145,6 +146,11 @@ def print_plan(
 def _of_the_teacher(config: TrainConfig, plan: Plan) -> list[str]:
     """What is kept of it, and what is given back."""
     lines = []
+    if drafted := _drafted_per_prompt(config):
+        lines.append(
+            f"  the teacher reads {config.rollout.student_share:.0%} of the texts once more, each with "
+            f"{drafted} drafted tokens"
+        )
     if plan.states:
         place = "on disk" if config.teacher.reuse_on_disk else "in main memory"
         lines.append(f"  the teacher's states: up to {plan.states / 2**30:.2f} GiB {place}")
@@ -231,18 +237,22 @@ def _flops_per_token(
     tokens = _tokens_per_prompt(config)
     masks = scored * _masks_per_token(config)
     passes = 8 if config.optimiser.gradient_checkpointing else 6
-    own = config.rollout.student_share
+    is_head, share = config.student.is_head, config.rollout.student_share
+    own = 0.0 if is_head else share
+    drafted = share * _drafted_per_prompt(config)
     (student_body, student_head), (teacher_body, teacher_head) = (
         _body_and_head(*student),
         _body_and_head(*teacher),
     )
     if config.student.draft_vocabulary and not config.student.is_head:
         student_head *= min(1.0, config.student.draft_vocabulary / student[0].get_text_config().vocab_size)
-    steps = config.student.unroll if config.student.is_head else 1
-    whole = steps * (passes + 2 * own) * (student_body * tokens + student_head * scored)
-    whole += passes * masks * (student_body + student_head)
-    if any(needs_of(name).teacher for name in config.objective.weights):
+    steps = config.student.unroll if is_head else 1
+    whole = steps * (passes + 2 * own) * (student_body * tokens + student_head * (scored - drafted))
+    whole += (passes * masks + (passes + 2) * drafted) * (student_body + student_head)
+    if is_head or any(needs_of(name).teacher for name in config.objective.weights):
         whole += 2 * (teacher_body * tokens + teacher_head * scored)
+    if drafted:
+        whole += 2 * teacher_body * (share * tokens + drafted)
     return whole / scored
 
 
@@ -262,7 +272,18 @@ def _scored_per_prompt(config: TrainConfig) -> float:
     written = config.data.max_response_tokens
     branched = rollout.branches * (1 + rollout.k_max) / 2 if rollout.style == "branches" else written
     given = written + (config.data.max_prompt_tokens if rollout.prompts else 0)
+    if config.student.is_head:
+        return given + rollout.student_share * _drafted_per_prompt(config)
     return rollout.student_share * branched + (1 - rollout.student_share) * given
+
+
+def _drafted_per_prompt(config: TrainConfig) -> int:
+    """Tokens of a head's own drafts off one text, where it drafts off it: the teacher reads them beside the text."""
+    rollout, data = config.rollout, config.data
+    if not (config.student.is_head and rollout.student_share):
+        return 0
+    given = data.max_response_tokens + (data.max_prompt_tokens if rollout.prompts else 0)
+    return min(rollout.branches, given) * (config.student.unroll - 1)
 
 
 def _masks_per_token(config: TrainConfig) -> float:
@@ -274,7 +295,7 @@ def _masks_per_token(config: TrainConfig) -> float:
 def _tokens_per_prompt(config: TrainConfig) -> int:
     """Tokens of one prompt's row at their longest."""
     rollout, data = config.rollout, config.data
-    branched = rollout.source in ("student", "mixed") and rollout.style == "branches"
+    branched = rollout.student_share and rollout.style == "branches" and not config.student.is_head
     extra = rollout.branches * (rollout.k_max - 1) if branched else 0
     return data.max_prompt_tokens + data.max_response_tokens + extra
 
@@ -290,7 +311,7 @@ def _halves(config: TrainConfig) -> bool:
 def _rollouts(config: TrainConfig, student: Any) -> int:
     """Keys and values of the responses that the student writes at a time, each as long as it may become."""
     rollout, data, text = config.rollout, config.data, student.get_text_config()
-    if not rollout.student_share:
+    if not rollout.student_share or config.student.is_head:
         return 0
     branched = rollout.style == "branches"
     prompts = min(rollout.batch, config.optimiser.batch * config.optimiser.accumulation)

@@ -185,7 +185,10 @@ def _method(config: TrainConfig, plugins: Plugins) -> str:
     weights = " + ".join(
         f"{weight:g} {names.get(name, name)}" for name, weight in config.objective.weights.items()
     )
-    return f"{weights} on responses by: {(config.rollout.source or '').replace('_', ' ')}"
+    rollout = config.rollout
+    if config.student.is_head and rollout.student_share:
+        return f"{weights} on given responses, and drafts of its own off {rollout.student_share:.0%} of them"
+    return f"{weights} on responses by: {(rollout.source or '').replace('_', ' ')}"
 
 
 def _memory(config: TrainConfig) -> str | Caution:

@@ -53,7 +53,7 @@ gkd: Agarwal et al. 2023 (arXiv:2306.13649); distillspec: Zhou et al. 2023 (arXi
 best divergence to depend on task and decoding; seqkd: Kim & Rush 2016 (arXiv:1606.07947).
 """
 
-DECIDING = ("student.kind", "objective.plugin")
+DECIDING = ("student.kind", "rollout.source", "objective.plugin")
 """Options that change what a method says: it follows the values that hold in the end."""
 
 OTHERWISE: dict[str, Any] = {
@@ -119,7 +119,7 @@ def by_method(config: TrainConfig) -> TrainConfig:
     if config.method not in PRESETS:
         raise unknown("method", config.method, PRESETS)
     own = {"objective": {"weights": {PLUGIN: 1.0}}} if config.objective.plugin else {}
-    config = _filled(config, _preset_of_head(config.method)) if config.student.is_head else config
+    config = _filled(config, _preset_of_head(config)) if config.student.is_head else config
     return _filled(_filled(_filled(config, own), PRESETS[config.method]), OTHERWISE)
 
 
@@ -133,11 +133,15 @@ def completed(config: TrainConfig) -> TrainConfig:
     return config
 
 
-def _preset_of_head(method: str) -> dict[str, Any]:
-    """What a method means for a head, which writes no responses: the teacher's in the place of its own."""
-    given = PRESETS[method].get("rollout", {}).get("source") == "ground_truth"
-    preset: dict[str, Any] = {} if given else {"rollout": {"source": "teacher", "style": "full"}}
-    return preset | ({"student": {"start": "random"}} if method == "untrained" else {})
+def _preset_of_head(config: TrainConfig) -> dict[str, Any]:
+    """What a method means for a head, which writes no responses: the teacher's in the place of its own.
+
+    Where the recipe asks for its own words, they are drafts, the branches off a text.
+    """
+    given = PRESETS[config.method].get("rollout", {}).get("source") == "ground_truth"
+    style = "branches" if config.rollout.student_share else "full"
+    preset: dict[str, Any] = {} if given else {"rollout": {"source": "teacher", "style": style}}
+    return preset | ({"student": {"start": "random"}} if config.method == "untrained" else {})
 
 
 def start_of(student: StudentConfig) -> Start:
@@ -206,10 +210,7 @@ def check(config: TrainConfig) -> None:
 def _check_head(config: TrainConfig) -> None:
     """What a head cannot do."""
     if config.method not in UNTRAINED and config.rollout.student_share:
-        raise UserError(
-            f"a head is not trained on its own drafts (rollout.source = {config.rollout.source}): choose "
-            "rollout.source = teacher or ground_truth"
-        )
+        _check_own_drafts(config)
     if config.objective.reference:
         raise UserError("objective.reference selects a model's tokens; a head has none")
     if config.teacher.offload != "none":
@@ -220,6 +221,19 @@ def _check_head(config: TrainConfig) -> None:
         raise UserError("a head has one layer, and the teacher takes the time: optimiser.compile is for models")
     if config.optimiser.sharded == "weights":
         raise UserError("a head has one layer to divide: choose optimiser.sharded = moments or none")
+
+
+def _check_own_drafts(config: TrainConfig) -> None:
+    """What a head's own drafts need."""
+    what = f"rollout.source = {config.rollout.source}"
+    if config.rollout.style == "full":
+        raise UserError(
+            f"a head writes no responses, and {what} trains it on its own drafts: choose rollout.style = branches"
+        )
+    if config.student.unroll == 1:
+        raise UserError(
+            f"{what} trains a head on drafts from their second token on: student.unroll must be 2 or more"
+        )
 
 
 def _check_objective(objective: ObjectiveConfig) -> None:

@@ -184,6 +184,8 @@ class Policy:
     """The teacher's, by prompt id; empty where the method needs none."""
     told: Mapping[str, Prompt] = field(default_factory=dict)
     """The prompts of conversations that have the teacher's own earlier answers, by prompt id."""
+    head: bool = False
+    """Whether the student is a head, which writes no response but drafts off the trunk's tokens."""
 
     def rows(self, prompts: Sequence[Prompt], student: Writer, generator: torch.Generator) -> list[Row]:
         """One row a prompt, each by its own draw of who writes it. ``generator`` is a CPU generator."""
@@ -231,13 +233,21 @@ class Policy:
         response = self._response(prompt, from_teacher)
         spans = tuple((begin, min(end, begin + self.max_response_tokens)) for begin, end in asked.spans)
         n_prompt = len(head)
-        if self.config.prompts and not on_policy:  # earlier responses with what is between them
+        if self.config.prompts and (self.head or not on_policy):  # earlier responses with what is between
             n_prompt, spans = min(len(head), FIRST), ()
-        row = Row(head + response, n_prompt, (), encoder, on_policy, spans)
+        row = Row(head + response, n_prompt, (), encoder, on_policy and not self.head, spans)
         if not on_policy:
             return row, []
+        if self.head:
+            return replace(row, anchors=self._anchors(row, generator)), []
         places = torch.randperm(len(response), generator=generator)[: self.config.branches]
         return row, [len(head) + place for place in sorted(places.tolist())]
+
+    def _anchors(self, row: Row, generator: torch.Generator) -> tuple[int, ...]:
+        """Where a head begins drafts: up to ``branches`` of the tokens that it is trained on."""
+        scored = [place for part in row.scored for place in range(part.start, part.end)]
+        chosen = torch.randperm(len(scored), generator=generator)[: self.config.branches]
+        return tuple(scored[each] for each in sorted(chosen.tolist()))
 
     def fixed(self, prompt: Prompt, model: PreTrainedModel) -> Row:
         """The row that is trained on where the student does not write it; ``model`` is of the student's kind."""

@@ -8,7 +8,7 @@ So a prompt and its response are read once, whatever the number of branches, wit
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -46,6 +46,13 @@ class Row:
     """Whether the student wrote what is scored."""
     spans: tuple[tuple[int, int], ...] = ()
     """Begin and end of earlier responses among the prompt's tokens, which are scored with the trunk's own."""
+    anchors: tuple[int, ...] = ()
+    """Of a head: places of scored trunk tokens with which it begins drafts of its own, rising."""
+
+    @property
+    def text(self) -> Row:
+        """Itself without drafts."""
+        return replace(self, anchors=())
 
     @property
     def scored(self) -> tuple[Branch, ...]:

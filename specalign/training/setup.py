@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -70,6 +72,15 @@ class Run:
     def parameters(self) -> list[torch.nn.Parameter]:
         """Trained ones."""
         return [parameter for parameter in self.pair.student.parameters() if parameter.requires_grad]
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Half precision where the recipe or the device asks for it."""
+        kind, device = self.config.optimiser.precision, self.pair.student.device
+        if kind == "float16":
+            return torch.autocast(device.type, dtype=torch.float16)
+        if kind == "bfloat16" or (kind == "auto" and device.type == "cuda"):
+            return torch.autocast(device.type, dtype=torch.bfloat16)
+        return nullcontext()
 
 
 def start_run(
@@ -170,7 +181,8 @@ def usable_data(config: TrainConfig, materials: Materials) -> tuple[list[Prompt]
     if not prompts:
         raise UserError(f"data {config.data.source!r} has no references; choose another rollout.source")
     told = materials.told("train") if responses else {}
-    return prompts, Policy(rollout, config.data.max_response_tokens, references, responses, told)
+    longest, is_head = config.data.max_response_tokens, config.student.is_head
+    return prompts, Policy(rollout, longest, references, responses, told, is_head)
 
 
 def build_objective(config: ObjectiveConfig, plugins: Plugins = NONE) -> Objective:

@@ -19,11 +19,12 @@ from specalign.models.head_fit import origin_of, other_weights
 from specalign.models.load import load_model
 from specalign.training import checkpoints, folder, loop, optimiser, recipe, setup, starts
 from specalign.training.cli import configs
-from specalign.training.config import TrainConfig
+from specalign.training.config import RolloutConfig, TrainConfig
 from specalign.training.materials import load_materials
 from specalign.training.plan import make_plan
 from specalign.training.preflight import findings
 from specalign.training.session import train_all
+from specalign.training.student_config import StudentConfig
 from specalign.training.validation import make_validation
 
 Tiny = Callable[..., TrainConfig]
@@ -41,6 +42,19 @@ def test_every_method_is_one_for_heads(tiny: Tiny, method: str) -> None:
     recipe.check(ours)
     assert ours.rollout.source == ("ground_truth" if method == "sft" else "teacher")
     assert ours.objective == its.objective
+
+
+@pytest.mark.parametrize("method", ["sft", "seqkd", "gkd", "distillspec", "contrastive"])
+def test_a_heads_own_words_are_drafts(method: str) -> None:
+    """Whichever method, once they are asked for: by a flag, a sweep or in Python."""
+    words = ["--method", method, "--student.kind", "head"]
+    (flag,) = configs([*words, "--rollout.source", "mixed"])
+    given, swept = configs([*words, "--sweep", "rollout.source=teacher,mixed"])
+    said = TrainConfig(student=StudentConfig(kind="head"), rollout=RolloutConfig(source="mixed"))
+    for config in (flag, swept, recipe.resolve(said, None, method)):
+        recipe.check(config)
+        assert (config.rollout.source, config.rollout.style) == ("mixed", "branches")
+    assert given.rollout.source == "teacher"
 
 
 @pytest.mark.parametrize("method", ["sft", "distillspec"])
@@ -245,7 +259,11 @@ def test_prompts_are_trained_on_where_asked_for(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rollout": {"source": "mixed"}}, "a head is not trained on its own drafts"),
+        ({"rollout": {"source": "mixed"}}, "a head writes no responses, .* choose rollout.style = branches"),
+        (
+            {"rollout": {"source": "student", "style": "branches"}, "student": {"unroll": 1}},
+            "from their second token on: student.unroll must be 2 or more",
+        ),
         ({"objective": {"reference": "x/y", "keep": 0.5}}, "selects a model's tokens; a head has none"),
         (
             {"optimiser": {"compile": True}},
@@ -335,3 +353,5 @@ def test_a_kind_that_there_is_not_is_one_line() -> None:
     for words in (["--student.kind", "sliced"], ["--sweep", "student.kind=sliced"]):
         with pytest.raises(UserError, match=r"sliced.*student.kind|student.kind.*sliced"):
             configs(words)
+    with pytest.raises(UserError, match=r"writers.*rollout.source|rollout.source.*writers"):
+        configs(["--rollout.source", "writers"])
