@@ -8,11 +8,8 @@ and C++ matrix templates on a CPU.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from inspect import signature
 from itertools import chain
 from typing import Any, Literal
 
@@ -23,6 +20,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from specalign.decoding.cache import RowCache
+from specalign.decoding.kernels import compile_step, trace
 from specalign.decoding.transfer import to_device
 from specalign.models.attention import attention_for
 from specalign.models.heads import Head, head_of, pack_head
@@ -32,15 +30,6 @@ from specalign.models.properties import context_limit, decoder_layers
 from specalign.models.states import States, read_for_good
 
 Runtime = Literal["eager", "packed", "compiled"]
-ISOLATES = "isolate_recompiles" in signature(torch.compile).parameters
-"""Whether each compiled function has a cache of graphs of its own (torch >= 2.13)."""
-MOST_GRAPHS = 256
-"""Graphs of one process where it has not."""
-TEMPLATE, ALL_KERNELS = "CPP", "CPP,ATEN"
-"""Kernels for products on a CPU: inductor's own template, which reads weights at the memory's speed, or oneDNN's too,
-which win by inductor's clock, since the weights are in the processor's cache there (benchmarks/README.md)."""
-FEW_ROWS = 4
-"""Rows up to which the template is as fast as for one: it alone, where it can do all of the graph's products."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +95,7 @@ class Graphs:
 
     def __init__(self, step: nn.Module, cache: RowCache, shapes: Shapes, device: torch.device) -> None:
         self.step, self.cache, self.shapes, self.device = step.eval(), cache, shapes, device
-        self.graphs = {size: _compiled(self.step, device) for size in sorted(set(shapes.sizes))}
+        self.graphs = {size: compile_step(self.step, device) for size in sorted(set(shapes.sizes))}
         self.most = max(self.graphs)
 
     @torch.inference_mode()
@@ -118,7 +107,7 @@ class Graphs:
         for buffer in chain(*self._buffers()):
             torch._dynamo.mark_static_address(buffer)
         for size in self.graphs:
-            _trace(lambda size=size: feed(size), self.device, size * self.shapes.n_rows)  # type: ignore[misc]
+            trace(lambda size=size: feed(size), self.device, size * self.shapes.n_rows)  # type: ignore[misc]
             progress(1)
 
     def __call__(self, lengths: Sequence[int], ids: Tensor, *beside: Tensor) -> Any:
@@ -287,54 +276,3 @@ class _StaticLayer(CacheLayerMixin):
     def get_max_length(self) -> int:
         """Positions that can be held."""
         return self.keys.shape[2]
-
-
-def _compiled(step: nn.Module, device: torch.device) -> Callable[..., Any]:
-    mode = "reduce-overhead" if device.type == "cuda" else None
-    isolated = {"isolate_recompiles": True} if ISOLATES else {}
-    return torch.compile(  # type: ignore[call-overload]  # its overloads lack isolate_recompiles
-        step, dynamic=False, fullgraph=True, mode=mode, **isolated
-    )
-
-
-def _trace(feed: Callable[[], object], device: torch.device, n_rows: int) -> None:
-    """Compile what ``feed`` calls, which multiplies ``n_rows`` rows by every weight; it runs twice."""
-    if n_rows <= FEW_ROWS:
-        with suppress(torch._dynamo.exc.BackendCompilerFailed), _compiler_settings(device, TEMPLATE):
-            feed()
-            feed()
-            return
-    with _compiler_settings(device, ALL_KERNELS):
-        feed()
-        feed()
-
-
-@contextmanager
-def _compiler_settings(device: torch.device, kernels: str) -> Iterator[None]:
-    """On a CPU, constants may be frozen into the graph and packed for inductor's matrix ``kernels``.
-
-    Every size of every model is a graph: where they share one cache (torch < 2.13), it must hold them all.
-    """
-    with torch._dynamo.config.patch({} if ISOLATES else {"recompile_limit": MOST_GRAPHS}):
-        if device.type != "cpu":
-            yield
-            return
-        with _packed_for_cpu(kernels):
-            yield
-
-
-@contextmanager
-def _packed_for_cpu(kernels: str) -> Iterator[None]:
-    from torch._inductor import config
-
-    settings = {
-        "freezing": True,
-        "max_autotune": True,
-        "max_autotune_gemm_backends": kernels,
-        "autotune_num_choices_displayed": 0,
-    }
-    with config.patch(settings), warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", "TypedStorage is deprecated"
-        )  # inductor's own, while it packs weights
-        yield

@@ -6,14 +6,14 @@ import copy
 import gc
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from transformers import PreTrainedModel
 
-from specalign.decoding import ModelDrafter, PromptLookup, Shapes, Stepper, generate, make_stepper, stepper
+from specalign.decoding import ModelDrafter, PromptLookup, Shapes, Stepper, generate, kernels, make_stepper
 from specalign.decoding.session import Session
 from specalign.models.packing import PackedLinear, can_pack
 
@@ -90,13 +90,13 @@ def test_few_rows_are_multiplied_by_the_template_that_reads_weights_fast(
 ) -> None:
     """More may be by whichever kernel the compiler finds the fastest; so may float64, which the template cannot do."""
     asked: list[str] = []
-    real = stepper._packed_for_cpu
+    real = kernels._packed_for_cpu
 
-    def recorded(kernels: str) -> AbstractContextManager[None]:
-        asked.append(kernels)
-        return real(kernels)
+    def recorded(which: str) -> AbstractContextManager[None]:
+        asked.append(which)
+        return real(which)
 
-    monkeypatch.setattr(stepper, "_packed_for_cpu", recorded)
+    monkeypatch.setattr(kernels, "_packed_for_cpu", recorded)
     model = copy.deepcopy(build("llama"))
     make_stepper(model, "compiled", shapes=Shapes(sizes=(1,), capacity=32))
     assert asked == ["CPP", "CPP,ATEN"]
@@ -104,16 +104,44 @@ def test_few_rows_are_multiplied_by_the_template_that_reads_weights_fast(
     assert asked[2:] == ["CPP", "CPP,ATEN"]
 
 
+@pytest.mark.parametrize(
+    ("asked", "gcc", "machine", "written"),
+    [
+        (None, True, "x86_64", "native -fno-tree-loop-distribute-patterns"),
+        ("skylake", True, "x86_64", None),
+        (None, False, "x86_64", None),
+        (None, True, "aarch64", None),
+    ],
+)
+def test_the_compiler_keeps_a_kernels_sums_in_registers_unless_the_user_names_a_processor(
+    monkeypatch: pytest.MonkeyPatch, asked: str | None, gcc: bool, machine: str, written: str | None
+) -> None:
+    from torch._inductor import config, cpp_builder
+
+    if not hasattr(config.cpp, "march"):
+        pytest.skip("this torch takes no processor's name")
+    monkeypatch.setattr(cpp_builder, "is_gcc", lambda: gcc)
+    monkeypatch.setattr(kernels.platform, "machine", lambda: machine)
+    few: list[str] = []
+    with config.patch({"cpp.march": asked}):
+        with kernels._packed_for_cpu("CPP"):
+            given = config.cpp.march
+        monkeypatch.setattr(kernels, "_packed_for_cpu", lambda which: nullcontext(few.append(which)))  # type: ignore[func-returns-value]
+        kernels.trace(lambda: None, torch.device("cpu"), 5)
+    assert (given or "").startswith(written) if written else given == asked
+    assert few == (["CPP"] if written else ["CPP,ATEN"])
+
+
 def test_products_that_the_template_cannot_do_are_left_to_the_other_kernels() -> None:
-    kernels: list[str] = []
+    asked: list[str] = []
 
     def feed() -> None:
-        kernels.append(torch._inductor.config.max_autotune_gemm_backends)
-        if kernels == ["CPP"]:
+        asked.append(torch._inductor.config.max_autotune_gemm_backends)
+        if asked == ["CPP"]:
             raise torch._dynamo.exc.BackendCompilerFailed(feed, RuntimeError("No choices to select."), None)
 
-    stepper._trace(feed, torch.device("cpu"), 1)
-    assert kernels == ["CPP", "CPP,ATEN", "CPP,ATEN"]
+    kernels.trace(feed, torch.device("cpu"), 1)
+    assert asked == ["CPP", "CPP,ATEN", "CPP,ATEN"]
 
 
 def test_sampling_with_a_compiled_target_is_sampling_with_an_eager_one(build: Build) -> None:
