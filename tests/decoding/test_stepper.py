@@ -85,6 +85,30 @@ def test_a_compiled_llama_decodes_and_refuses_what_it_was_not_compiled_for(
         generate(target, None, prompt, max_new_tokens=33)
 
 
+def test_models_of_one_shape_keep_their_own_graphs(build: Build) -> None:
+    """A compiled call looks at tensors alone, which are alike here."""
+    ids = torch.tensor([PROMPTS[0][:3]])
+    for model in (build("llama"), build("llama", noise=0.05)):
+        stepped = make_stepper(model, "compiled", shapes=Shapes(sizes=(3,), capacity=32))
+        assert stepped.compiled
+        with torch.inference_mode():
+            for each in (stepped.compiled(ids, [0])[0], stepped.compiled(ids, [0])[0]):
+                assert torch.allclose(each, model(ids).logits)
+
+
+@pytest.mark.parametrize(("isolates", "filtered"), [(True, True), (False, False)])
+def test_guards_are_dropped_only_where_each_function_has_its_own_graphs(
+    monkeypatch: pytest.MonkeyPatch, isolates: bool, filtered: bool
+) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(kernels, "ISOLATES", isolates)
+    monkeypatch.setattr(torch, "compile", lambda step, **options: given.update(options))
+    kernels.compile_step(torch.nn.Identity(), torch.device("cpu"))
+    assert ("options" in given) is filtered
+    kernels.compile_step(torch.nn.Identity(), torch.device("cuda"))
+    assert given["mode"] == "reduce-overhead"
+
+
 def test_few_rows_are_multiplied_by_the_template_that_reads_weights_fast(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
