@@ -157,9 +157,9 @@ def plan_command(arguments: Sequence[str]) -> None:
     if config.target_ms:
         say("\n".join(_speed_plan(config)))
     if config.deviation:
-        from specalign.metrics.comparisons import LEVEL, prompts_needed
+        from specalign.metrics.comparisons import SHARE, prompts_needed
 
-        n = prompts_needed(config.difference, config.deviation, level=LEVEL / config.comparisons)
+        n = prompts_needed(config.difference, config.deviation, level=SHARE / config.comparisons)
         together = f", {config.comparisons} differences tested together" if config.comparisons > 1 else ""
         deviation = f"a deviation of {config.deviation:g}{together}"
         say(f"A difference of {config.difference:.1%} takes {n} prompts at {deviation}.")

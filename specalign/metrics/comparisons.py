@@ -9,15 +9,19 @@ from itertools import product
 from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
-from scipy.stats import nct, norm
+from scipy.stats import chi2, nct, norm
 from scipy.stats import t as student
 
 from specalign.metrics.statistics import NO_VARIATION, SMALLEST, Array, Cells, Estimate, log_ratio
 from specalign.results import Interval
 
 LEVEL = 0.05
+CAUTION = 4 / 3
+"""By how much joint p-values exceed the share of swaps, which falls short where means alone are equal."""
+SHARE = LEVEL / CAUTION
+"""Of swaps, below which a joint p-value is below the level."""
 MOST_EXACT = 14
 """Prompts up to which every pattern of signs is tried: 2^13 of them."""
 DRAWS = 9_999
@@ -26,6 +30,7 @@ POWER = 0.8
 FEW = 8
 """Prompts below which the critical value is too much a matter of chance to be taken as it is."""
 SIMULATIONS = 1000
+QUANTILES = (np.arange(64) + 0.5) / 64
 BLOCK = 64
 """Comparisons at a time, so that a table of patterns by comparisons stays in the cache."""
 ROUNDING = 1e-9
@@ -67,10 +72,10 @@ def joint_test(theirs: Array, ours: Array) -> JointTest:
 
     Both [prompts, comparisons] in seconds, NaN where a prompt is missing in a comparison. t_k = |log ratio| / standard
     error (:class:`~specalign.metrics.statistics.Estimate`). A pattern swaps both sides of some prompts, in all
-    comparisons at once; adjusted p_k is the share of patterns, the observed one among them, whose largest t is at
-    least t_k (Westfall and Young 1993, single step). Each swap's t has its own ratio and dispersion (Janssen 1997;
-    Konietschke and Pauly 2014): exact where the two sides can be exchanged, else in the limit of many prompts. All
-    2^(n-1) patterns up to ``MOST_EXACT`` prompts, else ``DRAWS`` drawn ones.
+    comparisons at once; adjusted p_k is ``CAUTION`` times the share of patterns, the observed one among them, whose
+    largest t is at least t_k (Westfall and Young 1993, single step). Each swap's t has its own ratio and dispersion
+    (Janssen 1997; Konietschke and Pauly 2014): the share is exact where the two sides can be exchanged, else right in
+    the limit of many prompts. All 2^(n-1) patterns up to ``MOST_EXACT`` prompts, else ``DRAWS`` drawn ones.
     """
     known = np.isfinite(theirs) & np.isfinite(ours)
     used = known.any(axis=1)
@@ -86,9 +91,14 @@ def joint_test(theirs: Array, ours: Array) -> JointTest:
     largest[0] = max(largest[0], observed.max())
     ranked = np.sort(largest)
     n_reaching = len(ranked) - np.searchsorted(ranked, observed * (1 - ROUNDING))
-    allowed = math.ceil(LEVEL * len(ranked)) - 1
+    allowed = _allowed(len(ranked))
     critical = float(ranked[len(ranked) - 1 - allowed]) if allowed > 0 else math.inf
-    return JointTest(n_reaching / len(ranked), critical, 1 / len(ranked))
+    return JointTest(np.minimum(1, CAUTION * n_reaching / len(ranked)), critical, min(1, CAUTION / len(ranked)))
+
+
+def _allowed(n_patterns: int) -> int:
+    """Most patterns that may reach a t whose p-value is below the level."""
+    return math.ceil(SHARE * n_patterns) - 1
 
 
 def sign_patterns(n: int) -> Array:
@@ -136,30 +146,31 @@ def _swapped(theirs: Array, ours: Array, counts: Array, patterns: Array) -> Arra
 def minimum_detectable_difference(estimate: Estimate, reach: float) -> float | None:
     """The smallest relative difference that a joint test shows with 80 % power; for example 0.03 for 3 %.
 
-    exp(reach s / (c4 sqrt(n))) - 1, s the estimate's deviation over n prompts (c4: on average s falls short of the true
-    one by so much), ``reach`` the family's (:func:`reach_of`). None where nothing can be shown.
+    exp(reach s / sqrt(n)) - 1, s the estimate's deviation over n prompts, ``reach`` the family's (:func:`reach_of`).
+    None where nothing can be shown.
     """
     n = len(estimate.influence)
     if n < 2 or not math.isfinite(reach):
         return None
-    unbiased = math.exp(math.lgamma((n - 1) / 2) - math.lgamma(n / 2)) * math.sqrt((n - 1) / 2)
-    return math.expm1(min(reach * unbiased * estimate.deviation / math.sqrt(n), 700))
+    return math.expm1(min(reach * estimate.deviation / math.sqrt(n), 700))
 
 
 def reach_of(influence: Array, critical: float) -> float:
-    """Deviations s / sqrt(n) that a true difference must be away from 0 for :func:`joint_test` to find it.
+    """Deviations s / sqrt(n) that a true difference must be away from 0 for another run to find it.
 
-    With 80 % power: t is noncentral with n - 1 degrees of freedom. Below ``FEW`` prompts, where the critical value
-    itself is a matter of chance, by simulating normal contributions with the covariance of the family's own
-    ``influence`` ([prompts, comparisons], NaN where missing), and beside them one comparison that does have a
-    difference. Infinite where nothing can be found.
+    With 80 % power on average over what s may be: s is a run's own, the t of another run with as many prompts is
+    noncentral with n - 1 degrees of freedom. Below ``FEW`` prompts, where the critical value itself is a matter of
+    chance, by simulating normal contributions with the covariance of the family's own ``influence`` ([prompts,
+    comparisons], NaN where missing), and beside them one comparison that does have a difference. Infinite where nothing
+    can be found.
     """
     values = np.nan_to_num(influence[np.isfinite(influence).any(axis=1)])
     n = len(values)
     if not math.isfinite(critical) or n < 2:
         return math.inf
     if n >= FEW:
-        return _root(lambda shift: _power(n, critical, shift))
+        stated = np.sqrt(chi2.ppf(QUANTILES, n - 1) / (n - 1))
+        return _root(lambda reach: float(np.mean(_power(n, critical, reach * stated))))
     generator, patterns = np.random.default_rng(0), sign_patterns(n)
     centred = (values - values.mean(axis=0)) / math.sqrt(n - 1)
     own = generator.normal(size=(SIMULATIONS, n))
@@ -169,13 +180,13 @@ def reach_of(influence: Array, critical: float) -> float:
             for mixing in generator.normal(size=(SIMULATIONS, n, n))
         ]
     )
-    allowed = math.ceil(LEVEL * len(patterns)) - 1
+    stated = np.sqrt(generator.chisquare(n - 1, size=(SIMULATIONS, 1)) / (n - 1))
 
-    def power(shift: float) -> float:
-        statistics = _flipped(own + shift / math.sqrt(n), patterns)
+    def power(reach: float) -> float:
+        statistics = _flipped(own + reach * stated / math.sqrt(n), patterns)
         observed = statistics[:, :1] * math.sqrt(1 - 1 / n)
         reaching = np.maximum(largest, statistics) >= observed * (1 - ROUNDING)
-        return float(np.mean(reaching.sum(axis=1) <= allowed))
+        return float(np.mean(reaching.sum(axis=1) <= _allowed(len(patterns))))
 
     return _root(power)
 
@@ -201,17 +212,18 @@ def _root(power: Callable[[float], float]) -> float:
     return float(brentq(lambda shift: power(shift) - POWER, 0, high, xtol=1e-4))
 
 
-def _power(n: int, bound: float, shift: float) -> float:
+def _power(n: int, bound: float, shift: ArrayLike) -> Array:
     """P(|log| > bound standard errors), at a true mean of ``shift`` s / sqrt(n): the error is s / sqrt(n - 1)."""
     bound *= math.sqrt(n / (n - 1))
-    found = float(nct.sf(bound, n - 1, shift))
-    return found if math.isfinite(found) else float(norm.sf(bound - shift))
+    shifts = np.asarray(shift, dtype=float)
+    found = nct.sf(bound, n - 1, shifts)
+    return np.asarray(np.where(np.isfinite(found), found, norm.sf(bound - shifts)))
 
 
-def prompts_needed(difference: float, deviation: float, *, level: float = LEVEL) -> int:
+def prompts_needed(difference: float, deviation: float, *, level: float = SHARE) -> int:
     """Prompts that show a relative ``difference`` at a two-sided ``level``, for a deviation of log ratios over prompts.
 
-    For the largest of m comparisons take the level 0.05 / m. By Student's test with the error s / sqrt(n - 1) that
+    For the largest of m comparisons take the level ``SHARE`` / m. By Student's test with the error s / sqrt(n - 1) that
     :func:`joint_test` has; at least so many that swaps within prompts can reach the level.
     """
     effect = math.log1p(difference)

@@ -15,7 +15,7 @@ from specalign import folders
 from specalign.curves import COMPARISON, FORMATS, NAME, curves_of, draw, frame, labels, save
 from specalign.errors import UserError
 from specalign.files import atomic_path, whole_lines
-from specalign.metrics.comparisons import LEVEL, JointTest, joint_test, sign_patterns
+from specalign.metrics.comparisons import LEVEL, SHARE, JointTest, joint_test, sign_patterns
 from specalign.metrics.statistics import Array, log_ratio
 from specalign.results import Interval
 from specalign.terminal import say, show
@@ -144,7 +144,7 @@ def _tell(found: Sequence[Ranked], metric: str, n_prompts: int) -> None:
     for each in found:
         table.add_row(Text(each.run), f"{each.value:.3f}", _shown(each.ratio), each.verdict)
     show(table)
-    if len(found) > 1 and len(sign_patterns(n_prompts)) * LEVEL <= 1:
+    if len(found) > 1 and len(sign_patterns(n_prompts)) * SHARE <= 1:
         say(f"With {n_prompts} prompts no difference can be shown: raise data.n_validation.")
     elif len(found) > 1:
         say(

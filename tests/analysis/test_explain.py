@@ -248,7 +248,7 @@ def test_plan_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     main(["plan", "--target-ms", "20", "--draft-ms", "2", "--alpha", "0.8", "--deviation", "0.05"])
     shown = capsys.readouterr().out
     assert "use gamma = 6: 2.47x" in shown, "verification is free where --verify-ms is left out"
-    assert "A difference of 3.0% takes 26 prompts" in shown
+    assert "A difference of 3.0% takes 28 prompts" in shown
 
 
 def test_explain_on_the_command_line(
