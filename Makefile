@@ -64,7 +64,7 @@ test: $(INSTALLED) ## run the test suite (offline, within 10 minutes on 2 cores;
 test-slow: $(INSTALLED) ## run the tests that need minutes or the real SmolLM2
 	$(PYTEST) -m "slow and not vllm and not gpu and not network"
 
-test-vllm: $(INSTALLED) $(VLLM)/bin/vllm ## run the tests against a real vLLM (its environment is made first)
+test-vllm: $(INSTALLED) $(VLLM)/bin/vllm ## run the tests against a real vLLM (its environment is made first; VLLM=FOLDER names another)
 	SPECALIGN_VLLM_PYTHON=$(VLLM)/bin/python $(BIN)/python -m pytest -m vllm tests/serving
 
 $(VLLM)/bin/vllm:
