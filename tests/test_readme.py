@@ -147,13 +147,23 @@ def test_the_times_of_compiled_calls_are_those_of_the_runs_that_are_named() -> N
 
 def test_the_acceptance_of_both_engines_comes_out_of_its_file() -> None:
     text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
-    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*served[^)]*)\)", text)
+    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*_served_[^)]*)\)", text)
     drafters = json.loads((ROOT / name).read_text(encoding="utf-8"))["drafters"]
     assert len(drafters) == 3
     for row in drafters.values():
         ours, theirs = row["alpha"]
         assert f"| {ours:.4f} | {theirs:.4f} | {row['outputs_equal']} of 12 |" in text
         assert row["own"] == row["vllm"]
+
+
+def test_the_sampled_acceptance_of_both_engines_comes_out_of_its_file() -> None:
+    text = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*_served-sampled_[^)]*)\)", text)
+    drafters = json.loads((ROOT / name).read_text(encoding="utf-8"))["drafters"]
+    for row in drafters.values():
+        (ours, theirs), (low, high) = row["alpha"], row["difference_95"]
+        assert f"| {ours:.4f} | {theirs:.4f} | {theirs - ours:+.4f} [{low:+.4f}, {high:+.4f}] |" in text
+        assert low < 0 < high
 
 
 def _target_ms(run: str) -> dict[int, float]:
