@@ -271,7 +271,7 @@ def step_costs(stepper: Stepper, drafter: ModelDrafter, prompt: Sequence[int]) -
     target = Session.start(stepper, [list(prompt)], 2 * GAMMA)
     times = [call_seconds(target, n) for n in range(1, GAMMA + 2)]
     small = call_seconds(Session.start(drafter.alone, [list(prompt)], 2 * GAMMA), 1)
-    return DraftCosts.measured(small, times)
+    return DraftCosts.measured([n * small for n in range(1, GAMMA + 1)], times)
 
 
 @torch.inference_mode()

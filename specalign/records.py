@@ -17,6 +17,22 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True)
+class DraftedBy:
+    """Which part of a hybrid drafted in each step, column by column as in :class:`StepTrace`.
+
+    With the counts of the steps it is all that later requests of the row begin from.
+    """
+
+    part: list[int]
+    """0-based number of the part; -1 where nothing was drafted."""
+    classes: list[list[int]]
+    """At each examined position the class of its confidence, 0 to 4 (fifths)."""
+    price: list[float]
+    """Of trials, in which a part that promised nothing drafted a token: tokens that it was expected to cost; else 0."""
+    __pydantic_config__ = _STRICT
+
+
+@dataclass(frozen=True)
 class StepTrace:
     """The decoding steps of one generation, one entry a step (that is, a target call), column by column.
 
@@ -118,6 +134,8 @@ class GenerationRecord:
     """0-based turn of a conversation; its prompt has what was decoded in the turns before."""
     call_s: float | None = None
     """Seconds of the call by a clock outside the engine; wall_s and what little lies around it."""
+    drafted_by: DraftedBy | None = None
+    """Of its steps, where several drafters take turns and any could draft."""
     schema_version: int = SCHEMA_VERSION
     chain: str = ""
     """Hash of this line and all before it (specalign/chain.py)."""

@@ -194,6 +194,11 @@ def _steps(record: GenerationRecord, run: RunFiles) -> str:
             return f"a step that examined {n_examined} tokens has the overlaps {overlap}"
         if record.rule == "greedy" and abs(sum(overlap) - n_accepted) > 1e-6:
             return f"a greedy step accepted {n_accepted} tokens at overlaps {overlap}"
+    by = record.drafted_by
+    if by and not (record.hybrid and len(by.part) == len(by.price) == len(steps.n_drafted)):
+        return f"{len(steps.n_drafted)} steps, drafted by {len(by.part)} parts at {len(by.price)} prices"
+    if by and [len(classes) for classes in by.classes] != steps.n_examined:
+        return "classes of confidence at other positions than those that were examined"
     return ""
 
 

@@ -6,10 +6,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
-from specalign.benchmarks.calls import call_probes, timed_lengths
+from specalign.benchmarks.calls import call_probes
 from specalign.benchmarks.config import BenchConfig, composed
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import DraftCosts, Drafter, Hybrid
+from specalign.decoding.hybrid import costs_of
 from specalign.decoding.parallel import drafts_at_once
 from specalign.probes import Probe
 from specalign.progress import progress_bar
@@ -47,11 +48,12 @@ def with_costs(suite: Suite, config: BenchConfig) -> Suite:
 
 
 def adaptive_costs(suite: Suite) -> dict[str, dict[str, Any]]:
-    """Method -> the costs that its draft lengths follow from, for the provenance."""
+    """Method -> the costs that its draft lengths follow from, of a composition each part's, for the provenance."""
+    deciding = {name: drafter for name, drafter in suite.drafters.items() if drafter and drafter.adaptive}
+    costs = {name: [asdict(each) for each in costs_of(drafter)] for name, drafter in deciding.items()}
     return {
-        name: asdict(drafter.adaptive)
-        for name, drafter in suite.drafters.items()
-        if drafter and drafter.adaptive and drafter.kind != "hybrid"
+        name: {"parts": costs[name]} if drafter.kind == "hybrid" else costs[name][0]
+        for name, drafter in deciding.items()
     }
 
 
@@ -66,14 +68,13 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
 
 
 def _costs(name: str, drafter: Drafter, config: BenchConfig, probes: list[Probe]) -> DraftCosts:
-    """By the mean of the calls of a draft; of a parallel drafter by the one call that drafts so many."""
+    """By the calls that draft 1, 2, ... tokens: on a line between one and gamma, where the drafter is not parallel."""
     gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
     verification = target_seconds(probes, name)
     target = [_seconds(probes, verification, n) for n in range(1, gamma + 2)]
     calls = call_seconds(probes, name, temperature)
-    if drafts_at_once(drafter) > 1:
-        return DraftCosts.measured([_seconds(probes, calls, n) for n in timed_lengths(drafter, gamma)], target)
-    return DraftCosts.measured(_seconds(probes, calls, gamma) / gamma, target)
+    most = min(gamma, drafts_at_once(drafter)) if drafts_at_once(drafter) > 1 else gamma
+    return DraftCosts.measured([_seconds(probes, calls, n) for n in range(1, most + 1)], target)
 
 
 def _seconds(probes: list[Probe], calls: CallTimes | None, n_tokens: int) -> float:

@@ -129,6 +129,7 @@ def _calls(suite: Suite, config: BenchConfig, prompt: list[int]) -> Iterator[_Ca
                 continue
             fixed = drafter.with_costs(None)  # a call drafts the number of tokens asked for
             drafting = fixed.start([prompt], n_new, sampling, session)
+            drafting.ready()  # a call drafts, and reads no prompt
             (sequence,) = decoder_sequences(suite.target.model, [prompt])
             for n in timed_lengths(drafter, gamma_max):
                 job = _draft_call(drafting.draft, sequence, n, generator)
@@ -198,6 +199,7 @@ class _Steps:
         self.session, self.n, self.n_accepted, self.generator = session, n, n_accepted, generator
         self.prompt, self.length = prompt, len(prompt) - _grown(n_accepted)
         self.drafting = start(prompt[: self.length], _grown(n_accepted) + n + 2)
+        self.drafting.ready()
 
     def draft(self) -> None:
         """What is timed."""

@@ -160,7 +160,7 @@ class BenchConfig:
     continuation of the longest match, as long as it is expected to pay)."""
     compose: tuple[str, ...] = ()
     """Drafters that take turns, each as NAME=FIRST+SECOND, such as fast=suffix_lookup+gkd: every draft comes from
-    the one that promises more tokens beyond its cost, by call times measured first."""
+    the one that promises more tokens beyond its cost, by call times measured first and by earlier generations."""
     device: Device = "auto"
     """auto (CUDA where there is one), cpu, cuda, cuda:N or mps."""
     threads: Threads = 0

@@ -16,12 +16,13 @@ from specalign.benchmarks.calls import call_probes, fact_probes
 from specalign.benchmarks.cells import Cell, cells, judge_divergences, new_record
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.copied import Copied, Corpus, read_corpus
+from specalign.benchmarks.learned import Learned, drafted_by
 from specalign.benchmarks.outputs import output_probes
 from specalign.benchmarks.prompts import Talks
 from specalign.benchmarks.run_folder import WARMUP_TOKENS, Decoding, append_probes, fill
 from specalign.benchmarks.suite import Suite, fingerprints, load_suite
 from specalign.chain import appending
-from specalign.decoding import Generation, generate
+from specalign.decoding import Drafter, Generation, generate
 from specalign.probes import CopyProbe
 from specalign.progress import progress_bar
 from specalign.provenance import BusyMeter, stamp
@@ -74,7 +75,7 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], corpus: C
     """Make what is still missing, in the plan's order; time single calls in between, as the machine changes."""
     made = list(read_records(config.output / RECORDS_FILE))
     talks, done = suite.talks(made), {record_key(record) for record in made}
-    copied = Copied(config.copying, corpus, made)
+    copied, learned = Copied(config.copying, corpus, made), Learned(suite.drafters, made)
     missing = [cell for cell in plan if cell.key not in done]
     probings: dict[int, list[int]] = defaultdict(list)
     for number in range(PROBINGS):
@@ -90,10 +91,12 @@ def _generate_all(suite: Suite, config: BenchConfig, plan: list[Cell], corpus: C
             for number in probings.get(cell.order, ()):
                 with _no_garbage_collection():
                     append_probes(config.output, call_probes(suite, config, number))
-            record = _generate_one(suite, config, cell, talks, copied)
+            drafter = learned.of(cell)
+            drafter = copied.beside(drafter, cell) if drafter else None
+            record = _generate_one(suite, config, cell, talks, drafter)
             append(record)
-            talks.add(record)
-            copied.add(record)
+            for each in (talks, copied, learned):
+                each.add(record)
             bar.advance()
 
 
@@ -107,12 +110,12 @@ def _warm_up(suite: Suite, config: BenchConfig, missing: list[Cell]) -> None:
         for cell in kinds.values():
             with suppress(*FAILURES):
                 n_new = min(WARMUP_TOKENS, config.decoding.max_new_tokens)
-                _decode(suite, config, cell, cell.prompt.input_ids, n_new)
+                _decode(suite, config, cell, cell.prompt.input_ids, n_new, suite.drafters[cell.method])
             bar.advance()
 
 
 def _generate_one(
-    suite: Suite, config: BenchConfig, cell: Cell, talks: Talks, copied: Copied
+    suite: Suite, config: BenchConfig, cell: Cell, talks: Talks, drafter: Drafter | None
 ) -> GenerationRecord:
     """A generation that fails becomes a record of its failure."""
     load, input_ids = BusyMeter(), tuple[int, ...]()
@@ -120,7 +123,7 @@ def _generate_one(
         input_ids = talks.input_ids(cell.key)
         with _no_garbage_collection():
             begun_at, begin = time.time(), time.perf_counter()
-            done = _decode(suite, config, cell, input_ids, config.decoding.max_new_tokens, copied)
+            done = _decode(suite, config, cell, input_ids, config.decoding.max_new_tokens, drafter)
             call_s = time.perf_counter() - begin
     except FAILURES as error:
         reason = f"{type(error).__name__}: {error}"
@@ -139,6 +142,7 @@ def _generate_one(
         finish_reason=done.finish_reason[0],
         text=str(suite.tokenizer.decode(ids, skip_special_tokens=True)).strip(),
         steps=_trace(done),
+        drafted_by=drafted_by(done.steps[0]),
         prefill_s=done.prefill_s,
         decode_s=done.decode_s,
         wall_s=done.wall_s,
@@ -154,10 +158,9 @@ def _decode(
     cell: Cell,
     input_ids: tuple[int, ...],
     max_new_tokens: int,
-    copied: Copied | None = None,
+    drafter: Drafter | None,
 ) -> Generation:
-    stepper, drafter = suite.target, suite.drafters[cell.method]
-    drafter = copied.beside(drafter, cell) if copied and drafter else drafter
+    stepper = suite.target
     if drafter and drafter.alone and cell.gamma == 0:
         stepper, drafter = drafter.alone, None
     return generate(

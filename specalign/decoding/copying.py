@@ -121,6 +121,9 @@ class _CopyDrafting:
         self.found: Copies = []
         """The copies that a promise was made of, until they are drafted or looked for again."""
 
+    def ready(self) -> None:
+        """The prompts are indexed already."""
+
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
     ) -> Draft:

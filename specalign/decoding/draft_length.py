@@ -20,6 +20,41 @@ PRIOR_ACCEPTANCE = 0.5
 """Acceptance of a token that is not drafted yet, before anything was seen."""
 BINS = 5
 """Equal classes of the drafter's confidence in which its acceptance is estimated."""
+MOST_KNOWN = 1 / (1 - FORGETTING)
+"""Tokens (of a rate: plain steps) that earlier requests are worth at most: as many as a long request remembers of its
+own, one a step, so that it can learn otherwise as fast as it could unlearn itself."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Drafted tokens that were looked at, and those of them that were accepted; both weighted."""
+
+    n_accepted: float = 0.0
+    n_seen: float = 0.0
+
+    def plus(self, accepted: bool) -> Tally:
+        """With one more token."""
+        return Tally(self.n_accepted + accepted, self.n_seen + 1)
+
+    def times(self, left: float) -> Tally:
+        """With ``left`` of its weight."""
+        return Tally(left * self.n_accepted, left * self.n_seen)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where one row's draft came from: which part of a hybrid, and its confidence's class at each token."""
+
+    part: int
+    """-1: nothing was drafted."""
+    classes: tuple[int, ...] = ()
+    price: float = 0.0
+    """Of a trial (a part that promised nothing drafts one token): tokens that it was expected to cost; 0: none."""
+
+
+def class_of(confidence: float) -> int:
+    """The class, of ``BINS``, of a token to which its drafter gives this probability."""
+    return min(BINS - 1, int(confidence * BINS))
 
 
 @dataclass(frozen=True)
@@ -38,13 +73,20 @@ class DraftCosts:
             raise ValueError(f"need c >= 0 and positive ratios of verification and drafting: {self}")
 
     @classmethod
-    def measured(cls, draft_s: float | Sequence[float], target_s: Sequence[float]) -> DraftCosts:
-        """From the seconds of drafting a token, or of calls that draft 1, 2, ... tokens, and of a target call on
-        1, 2, ... tokens."""
+    def measured(cls, draft_s: Sequence[float], target_s: Sequence[float]) -> DraftCosts:
+        """From the seconds of drafting 1, 2, ... tokens, and of a target call on 1, 2, ... tokens."""
         verify = tuple(seconds / target_s[0] for seconds in target_s)
-        if isinstance(draft_s, float):
-            return cls(draft_s / target_s[0], verify)
         return cls(draft_s[0] / target_s[0], verify, (0.0, *(seconds / target_s[0] for seconds in draft_s)))
+
+    def reading(self, n: int) -> float:
+        """What it costs to read a prompt of ``n`` tokens, in plain steps.
+
+        Taken to cost of the drafter what it costs of the target: T_draft(1) T_target(n) / T_target(1), where a further
+        token of a target's call costs the mean of those that were timed.
+        """
+        one = self.draft[1] if len(self.draft) > 1 else self.c
+        slope = (self.verify[-1] - self.verify[0]) / (len(self.verify) - 1) if len(self.verify) > 1 else 0.0
+        return one * (1 + n * max(0.0, slope))
 
     def cost(self, n: int) -> float:
         """C_n, in plain steps."""
@@ -71,10 +113,15 @@ class Rate:
         """Never below 1, which is plain decoding."""
         return max(1.0, self.tokens / self.paid)
 
-    def add(self, n_tokens: int, cost: float) -> None:
+    def add(self, n_tokens: float, cost: float) -> None:
         """A step that emitted ``n_tokens`` at ``cost`` plain steps."""
         self.tokens += n_tokens
         self.paid += cost
+
+    def know(self, tokens: float, paid: float) -> None:
+        """Begin from what earlier requests emitted and paid, which is worth ``MOST_KNOWN`` steps at most."""
+        weight = min(1.0, MOST_KNOWN / paid) if paid else 0.0
+        self.add(weight * tokens, weight * paid)
 
 
 class DraftLength:
@@ -92,7 +139,7 @@ class DraftLength:
     acceptance for each token that is not drafted yet.
 
     One object is the policy of one row of one request, for one drafter; drafters of the same row share its ``rate``.
-    Nothing is kept for the next request.
+    Nothing is kept for the next request; what earlier ones showed may be given (:meth:`know`).
     """
 
     def __init__(self, costs: DraftCosts, rate: Rate | None = None) -> None:
@@ -102,6 +149,13 @@ class DraftLength:
         self.alike = [_Share((place + 0.5) / BINS) for place in range(BINS)]
         self.confidences: list[float] = []
         self.limit, self.stopped = 0, True
+        self.insists = False
+        """Whether one token is to be drafted whatever it promises."""
+
+    def know(self, tallies: Sequence[Tally]) -> None:
+        """Begin from what earlier requests showed: of all tokens, and of each class of confidence."""
+        for share, tally in zip((self.all, *self.alike), tallies, strict=True):
+            share.know(tally)
 
     def begin(self, limit: int, n_accepted: int | None) -> None:
         """A step of up to ``limit`` drafted tokens; ``n_accepted`` of the last one's were (None: there was none)."""
@@ -136,6 +190,8 @@ class DraftLength:
 
     def _pays(self) -> bool:
         done = len(self.confidences)
+        if self.insists:
+            return done == 0 < self.limit
         survival, gain = 1.0, 0.0
         for confidence in self.confidences:
             survival *= self._like(confidence).mean
@@ -163,18 +219,25 @@ class DraftLength:
             share.forget(left)
 
     def _like(self, confidence: float) -> _Share:
-        return self.alike[min(BINS - 1, int(confidence * BINS))]
+        return self.alike[class_of(confidence)]
 
 
 class _Share:
     """A share of successes: a prior, and what was seen, the latest weighing most."""
 
     def __init__(self, prior: float) -> None:
-        self.prior, self.hits, self.seen = prior, 0.0, 0.0
+        self.prior, self.weight = prior, PRIOR_WEIGHT
+        self.hits, self.seen = 0.0, 0.0
 
     @property
     def mean(self) -> float:
-        return (PRIOR_WEIGHT * self.prior + self.hits) / (PRIOR_WEIGHT + self.seen)
+        return (self.weight * self.prior + self.hits) / (self.weight + self.seen)
+
+    def know(self, tally: Tally) -> None:
+        """Take for the prior what it makes of earlier requests' tokens, at the weight of ``MOST_KNOWN`` at most."""
+        weight = self.weight + tally.n_seen
+        self.prior = (self.weight * self.prior + tally.n_accepted) / weight
+        self.weight = min(weight, MOST_KNOWN)
 
     def see(self, hit: bool) -> None:
         self.hits += hit
@@ -232,11 +295,16 @@ class DraftLengths:
     def worth(self, limits: Sequence[int]) -> list[int]:
         """How many tokens each row would draft if all were drafted at once; 0 where it has stopped."""
         drafts = zip(self.rows, limits, strict=True)
-        return [0 if row.stopped else row.promise((), limit)[1] for row, limit in drafts]
+        return [0 if row.stopped else 1 if row.insists else row.promise((), limit)[1] for row, limit in drafts]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
         self.rows, self.before = [self.rows[row] for row in rows], [self.before[row] for row in rows]
+
+    def know(self, tallies: Sequence[Tally]) -> None:
+        """Every row begins from what earlier requests showed."""
+        for row in self.rows:
+            row.know(tallies)
 
     def share_rates(self, other: DraftLengths) -> None:
         """Both draft for the same rows: what either spends and gains counts for both."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from specalign.decoding.draft_length import DraftCosts, DraftLengths
+from specalign.decoding.draft_length import DraftCosts, DraftLengths, Origin
 from specalign.decoding.head_stepper import HeadStepper
 from specalign.decoding.model_rows import DraftIds, ModelRows, confidence
 from specalign.decoding.sampling import Sampling, sample
@@ -31,10 +31,15 @@ class Draft:
     """[B, n, V]: what each was sampled from; None where all were certain (one-hot), as in greedy decoding."""
     peak: Tensor | None = None
     """[B] the largest of the drafting model's logits, NaN where any of them is; None where no model drafts."""
+    origins: Sequence[Origin] | None = None
+    """Of a hybrid: where each row's tokens come from."""
 
 
 class Drafting(Protocol):
     """The drafter's side of one request."""
+
+    def ready(self) -> None:
+        """Read the prompts now; else that waits for the first draft. Of a request that was made ready, nothing."""
 
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
@@ -99,6 +104,9 @@ class Undrafted:
 
     device: torch.device
 
+    def ready(self) -> None:
+        """There is nothing to read."""
+
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
     ) -> Draft:
@@ -140,12 +148,11 @@ class ModelDrafter:
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
-        """Prefill the drafter."""
+        """Begin with the prompts, which are read later."""
         if fills_context(self.model, prompts):
             return Undrafted(self.model.device)
-        session = Session.start(self.alone, prompts, n_new)
-        lengths = None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts))
-        return TokenByToken(ModelRows(session, sampling, target.head.width), lengths)
+        rows = ModelRows(self.alone, prompts, n_new, sampling, target.head.width)
+        return TokenByToken(rows, None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts)))
 
 
 def fills_context(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> bool:
@@ -165,6 +172,9 @@ class Proposer(Protocol):
     def device(self) -> torch.device:
         """The model's."""
 
+    def ready(self) -> None:
+        """Read the prompts, unless they are."""
+
     def within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
         """What it can draft of ``limits``. Asked in every step, also where it then drafts nothing."""
 
@@ -183,6 +193,10 @@ class TokenByToken:
 
     def __init__(self, rows: Proposer, lengths: DraftLengths | None) -> None:
         self.rows, self.lengths = rows, lengths
+
+    def ready(self) -> None:
+        """Read the prompts."""
+        self.rows.ready()
 
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None

@@ -64,7 +64,7 @@ class EagleDrafter:
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
-        """Enter the prompts."""
+        """Begin with the prompts, which are entered later."""
         if fills_context(self.model, prompts):
             return Undrafted(self.model.device)
         stepper = self.stepper or make_head_stepper(self.model)
@@ -107,10 +107,24 @@ class _HeadRows:
         """Positions of each row whose states are in ``chunks``, or entered."""
         self.chunks: list[_Chunk] = []
         self._note(prompts)
+        self.prompts, self.most = list(prompts), max(map(len, prompts)) + n_new
         self.entered = [max(0, len(prompt) - 2) for prompt in prompts]
-        """Entries of each row that stay: those of true states."""
-        self.cache = self._prefilled(prompts, max(map(len, prompts)) + n_new)
+        """Entries of each row that stay: those of true states; those of the prompts once they are read."""
+        if stepper.compiled:
+            stepper.compiled.catch_up.require(len(prompts), self.most)
+        self.filled: RowCache | None = None
         self.output: Tensor | None = None
+
+    @property
+    def cache(self) -> RowCache:
+        """The head's entries; it reads the prompts when it is first asked for."""
+        if self.filled is None:
+            self.filled = self._prefilled()
+        return self.filled
+
+    def ready(self) -> None:
+        """Read the prompts, unless they are."""
+        _ = self.cache
 
     def within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
         """Nothing before the target has read a token, nothing beyond the head's context."""
@@ -142,8 +156,10 @@ class _HeadRows:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Of everything."""
-        lengths = [self.cache.lengths[row] for row in rows]
-        self.cache = self.stepper.cache(self.cache, rows, lengths, self.cache.capacity)
+        if self.filled:
+            lengths = [self.filled.lengths[row] for row in rows]
+            self.filled = self.stepper.cache(self.filled, rows, lengths, self.filled.capacity)
+        self.prompts = [self.prompts[row] for row in rows]
         self.chunks = [chunk.keep(rows) for chunk in self.chunks]
         self.known = [self.known[row] for row in rows]
         self.entered = [self.entered[row] for row in rows]
@@ -157,20 +173,18 @@ class _HeadRows:
         self.chunks.append(_Chunk(self.target.states_from, ends, states))
         self.known = ends
 
-    def _prefilled(self, prompts: Sequence[Sequence[int]], n_positions: int) -> RowCache:
+    def _prefilled(self) -> RowCache:
         """All entries of the prompts but the last, eagerly; prompts that begin another one share its entries."""
-        if self.stepper.compiled:
-            self.stepper.compiled.catch_up.require(len(prompts), n_positions)
-        hosts, owner = shared_prefixes(prompts)
-        cache = RowCache(1, len(hosts), n_positions)
-        if (width := max(map(len, prompts)) - 2) > 0:
-            place = {tuple(prompt): row for row, prompt in enumerate(prompts)}
+        hosts, owner = shared_prefixes(self.prompts)
+        cache = RowCache(1, len(hosts), self.most)
+        if (width := max(map(len, self.prompts)) - 2) > 0:
+            place = {tuple(prompt): row for row, prompt in enumerate(self.prompts)}
             rows = to_device([place[tuple(host)] for host in hosts], self.device)
             ids = [[*read, *[0] * (width - len(read))] for read in (host[1:-1] for host in hosts)]
-            (chunk,) = self.chunks
-            states, none = chunk.states[rows, :width], torch.zeros_like(rows)
+            first = self.chunks[0]  # the target's call on the prompts
+            states, none = first.states[rows, :width], torch.zeros_like(rows)
             self.stepper(to_device(ids, self.device), states, none, cache, true=True)
-        return self.stepper.cache(cache, owner, self.entered, n_positions + self.stepper.most)
+        return self.stepper.cache(cache, owner, self.entered, self.most + self.stepper.most)
 
     def _enter(
         self, sequences: Sequence[Sequence[int]], begins: list[int], ends: list[int]

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from specalign.decoding.clock import Clock
+from specalign.decoding.draft_length import Origin
 from specalign.decoding.drafters import Drafter, Drafting, Undrafted
 from specalign.decoding.hybrid import drafting_models
 from specalign.decoding.judge import Judge
@@ -170,6 +171,7 @@ def _begin(target: Stepper, drafter: Drafter | None, prompts: list[list[int]], s
     drafting: Drafting = Undrafted(target.device)
     if drafter:
         drafting = drafter.start(prompts, n_new, settings.judge.sampling, session)
+        drafting.ready()
     return _Request(session, drafting, rows, settings, clock, begin, prefilled=clock.settle())
 
 
@@ -214,16 +216,18 @@ def _step(request: _Request, rows: list[Growing]) -> None:
     verified = clock.mark()
 
     outcomes = settings.judge(logits, draft, session.head.ids)
+    origins: Sequence[Origin | None] = draft.origins or [None] * len(rows)
     taken = [
-        (row, outcome, emit(row, outcome, settings.eos))
-        for row, outcome in zip(rows, outcomes, strict=True)
+        (row, outcome, emit(row, outcome, settings.eos), origin)
+        for row, outcome, origin in zip(rows, outcomes, origins, strict=True)
         if not row.finish
     ]
     session.rollback([len(row.sequence) - 1 for row in rows])
     marks = started, drafted, verified, clock.mark()
-    for row, outcome, counts in taken:
+    for row, outcome, counts, origin in taken:
         overlap, margins = tuple(outcome.overlap[: counts[1]]), tuple(outcome.margins[: counts[3]])
-        row.steps.append(StepMarks(counts, overlap, margins, marks))
+        examined = origin and replace(origin, classes=origin.classes[: counts[1]])
+        row.steps.append(StepMarks(counts, overlap, margins, marks, examined))
 
 
 def _new_rows(target: PreTrainedModel, prompts: list[list[int]], settings: _Settings) -> list[Growing]:

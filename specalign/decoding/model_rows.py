@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from specalign.decoding.sampling import Sampling, probabilities
 from specalign.decoding.session import Session
+from specalign.decoding.stepper import Stepper
 from specalign.decoding.transfer import to_device
 from specalign.models.heads import Head
 from specalign.models.properties import context_limit
@@ -17,11 +18,29 @@ from specalign.models.properties import context_limit
 class ModelRows:
     """The rows that a model drafts for, in whichever order it drafts their tokens."""
 
-    def __init__(self, session: Session, sampling: Sampling, width: int) -> None:
-        self.session = session
-        self.ids = DraftIds(session.head, sampling, width)
-        self.context = context_limit(session.model)
-        self.device = session.model.device
+    def __init__(
+        self, stepper: Stepper, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, width: int
+    ) -> None:
+        self.stepper, self.prompts = stepper, list(prompts)
+        self.most = max(map(len, prompts)) + n_new
+        """Positions that there is room for."""
+        if stepper.compiled:
+            stepper.compiled.require(len(prompts), self.most)
+        self.begun: Session | None = None
+        self.ids = DraftIds(stepper.head, sampling, width)
+        self.context = context_limit(stepper.model)
+        self.device = stepper.device
+
+    @property
+    def session(self) -> Session:
+        """The model's; it reads the prompts when it is first asked for."""
+        if self.begun is None:
+            self.begun = Session.start(self.stepper, self.prompts, self.most - max(map(len, self.prompts)))
+        return self.begun
+
+    def ready(self) -> None:
+        """Read the prompts, unless they are."""
+        _ = self.session
 
     def within_context(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> Sequence[int]:
         """``limits`` without what lies beyond the model's context."""
@@ -57,7 +76,9 @@ class ModelRows:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self.session.keep(rows)
+        self.prompts = [self.prompts[row] for row in rows]
+        if self.begun:
+            self.begun.keep(rows)
 
     def _lacking(self, sequences: Sequence[Sequence[int]]) -> int:
         """Tokens that the neediest row's cache lacks, its last one included."""

@@ -85,12 +85,12 @@ class ParallelDrafter:
     def start(
         self, prompts: Sequence[Sequence[int]], n_new: int, sampling: Sampling, target: Session
     ) -> Drafting:
-        """Prefill the drafter."""
+        """Begin with the prompts, which are read later."""
         if fills_context(self.model, prompts):
             return Undrafted(self.model.device)
-        session = Session.start(self.alone, prompts, n_new)
+        rows = ModelRows(self.alone, prompts, n_new, sampling, target.head.width)
         lengths = None if self.adaptive is None else DraftLengths(self.adaptive, len(prompts))
-        return _ParallelDrafting(ModelRows(session, sampling, target.head.width), self.masks, lengths)
+        return _ParallelDrafting(rows, self.masks, lengths)
 
 
 class _ParallelDrafting:
@@ -98,6 +98,10 @@ class _ParallelDrafting:
 
     def __init__(self, rows: ModelRows, masks: Masks, lengths: DraftLengths | None) -> None:
         self.rows, self.masks, self.lengths = rows, masks, lengths
+
+    def ready(self) -> None:
+        """Read the prompts."""
+        self.rows.ready()
 
     def draft(
         self, sequences: Sequence[Sequence[int]], limits: Sequence[int], generator: torch.Generator | None
@@ -108,7 +112,7 @@ class _ParallelDrafting:
             self.lengths.settle(sequences)
             self.lengths.begin(limits)
         if not any(limits) or (self.lengths and not self.lengths.go_on()):
-            return nothing(len(sequences), self.rows.session.model.device)
+            return nothing(len(sequences), self.rows.device)
         kept = self.rows.ids
         logits = self._read(sequences, max(self.lengths.worth(limits) if self.lengths else limits))
         q = None if kept.sampling.greedy else kept.distribution(logits)
@@ -124,7 +128,7 @@ class _ParallelDrafting:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only."""
-        self.rows.session.keep(rows)
+        self.rows.keep(rows)
         if self.lengths:
             self.lengths.keep(rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from specalign.decoding.clock import Clock, Mark
+from specalign.decoding.draft_length import Origin
 from specalign.decoding.judge import Outcome
 
 
@@ -23,6 +24,8 @@ class Step:
     rest_s: float
     margins: tuple[float, ...] = ()
     """Where asked for: largest minus second largest of the target's logits at each emitted position."""
+    origin: Origin | None = None
+    """Of a hybrid: which part drafted, and its confidence's class at each examined position."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class StepMarks:
     overlap: tuple[float, ...]
     margins: tuple[float, ...]
     marks: tuple[Mark, Mark, Mark, Mark]
+    origin: Origin | None = None
 
 
 def emit(row: Growing, outcome: Outcome, eos: frozenset[int]) -> tuple[int, int, int, int]:
@@ -88,6 +92,7 @@ def timed(clock: Clock, step: StepMarks) -> Step:
         verify_s=clock.seconds(drafted, verified),
         rest_s=clock.seconds(verified, end),
         margins=step.margins,
+        origin=step.origin,
     )
 
 

@@ -66,7 +66,12 @@ def test_lookups_and_compositions_are_rows_of_their_own(bench: Bench, tmp_path: 
     }
     assert greedy["fast"].exact_match_target == greedy["suffix_lookup"].exact_match_target == 1
     assert greedy["fast"].mbsu is None, "its steps read now one drafter, now another"
-    assert set(run.result.provenance["adaptive_costs"]) == {"suffix_lookup"}
+    costs = run.result.provenance["adaptive_costs"]
+    assert set(costs) == {"suffix_lookup", "fast"}
+    assert costs["fast"]["parts"][0] == costs["suffix_lookup"]
+    by = {record.method: record.drafted_by for record in run.records if record.drafted_by}
+    assert set(by) == {"fast"}
+    assert any(part >= 0 for part in by["fast"].part)
     methods = {probe.method for probe in run.probes if isinstance(probe, CallProbe | ForcedProbe)}
     assert methods == {"target", "prompt_lookup", "suffix_lookup", "copy", "small"}
 

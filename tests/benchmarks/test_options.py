@@ -90,7 +90,10 @@ def decoded(config: BenchConfig) -> object:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "_no_garbage_collection", nullcontext)  # its collections take ten times as long
         for cell in cells(run, config):
-            record = runner._generate_one(run, config, cell, run.talks(), copied)
+            drafter = run.drafters[cell.method]
+            record = runner._generate_one(
+                run, config, cell, run.talks(), drafter and copied.beside(drafter, cell)
+            )
             copied.add(record)
             assert record.steps, record.error
             found.append((record.token_ids, record.steps.n_drafted, record.steps.n_accepted))

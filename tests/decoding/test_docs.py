@@ -21,6 +21,15 @@ def test_every_self_contained_example_runs(tmp_path: Path) -> None:
         runpy.run_path(str(example))
 
 
+def test_the_table_of_the_hybrid_comes_out_of_its_files() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for kind in ("summaries", "chat", "code"):
+        name = f"../benchmarks/results/2026-11-28_hybrid-{kind}_cpu-2core.json"
+        found = json.loads((DOCS.parent / name).read_text(encoding="utf-8"))
+        rates = " | ".join(f"{found[which]['times_as_fast']:.3f}" for which in ("hybrid_anew", "hybrid"))
+        assert f"| [{kind}]({name}) | {rates} | {found['hybrid']['readings']} |" in text
+
+
 def test_the_table_of_copies_comes_out_of_its_file() -> None:
     text = DOCS.read_text(encoding="utf-8")
     (name,) = re.findall(r"\]\(\.\./(benchmarks/results/[^)]*copying[^)]*)\)", text)

@@ -54,6 +54,9 @@ class _Asked:
     oracle: Oracle
     lengths: DraftLengths | None
 
+    def ready(self) -> None:
+        """It reads nothing."""
+
     def promise(self, sequences: Sequence[Sequence[int]], limits: Sequence[int]) -> list[float]:
         assert self.lengths
         return [row.promise((), limit)[0] for row, limit in zip(self.lengths.rows, limits, strict=True)]

@@ -67,6 +67,7 @@ def test_drafting_and_scoring_never_wait(
         session = Session.start(make_stepper(model), prompts, 12)
         drafter = ParallelDrafter(model, Masks(4, 8), ids) if parallel else ModelDrafter(model, ids)
         drafting = drafter.start(prompts, 12, sampling, session)
+        drafting.ready()
         with NoBlockingCopies():
             draft = drafting.draft(sequences, [3] * len(prompts), None)
             logits = session.extend(torch.cat([draft.ids[:, :1], draft.ids], 1))
@@ -85,6 +86,7 @@ def test_a_head_never_waits(sampling: Sampling, trimmed: bool, build: Build) -> 
     with mode, torch.inference_mode():
         session = Session.start(make_stepper(model), RAGGED, 12, reads=head.config.reads)
         drafting = EagleDrafter(head).start(RAGGED, 12, sampling, session)
+        drafting.ready()
         with NoBlockingCopies():
             drafting.draft(RAGGED, [3, 3], None)
             session.extend(torch.zeros(2, 4, dtype=torch.long))

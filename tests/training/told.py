@@ -88,7 +88,7 @@ class ToldRows:
 
     def __init__(self, rows: Proposer, told: Told) -> None:
         self.rows, self.told, self.device = rows, told, rows.device
-        self.within_context, self.keep = rows.within_context, rows.keep
+        self.within_context, self.keep, self.ready = rows.within_context, rows.keep, rows.ready
         self.ids: Any = self
 
     def begin(self, sequences: Sequence[Sequence[int]]) -> Tensor:
