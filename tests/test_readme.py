@@ -74,6 +74,9 @@ def test_the_tree_names_every_folder() -> None:
 DEMO = ROOT / "reports" / "2026-11-27_demo_cpu-2core"
 PAIR = ROOT / "reports" / "2026-11-27_qwen-pair_cpu-2core"
 HEADS = ROOT / "reports" / "2026-11-27_heads_cpu-2core"
+STARTS = ROOT / "reports" / "2026-11-28_head-starts_cpu-2core"
+ROWS = ROOT / "reports" / "2026-11-28_heads-rows_cpu-2core"
+PAIR_SAMPLED = ROOT / "reports" / "2026-11-28_qwen-pair-t1_cpu-2core"
 HEADS_LONG = ROOT / "reports" / "2026-11-27_heads-long_cpu-2core"
 SEEDS = ROOT / "reports" / "2026-11-25_study-long-seeds_cpu-2core"
 
@@ -107,6 +110,30 @@ def _held_out(found: HeldOut, arm: str, figure: str, baseline: str) -> list[str]
         return [value, "–"]
     over = compare(found, arm, baseline, figure).difference
     return [value, f"{over.value:+.3f} [{over.low:+.3f}, {over.high:+.3f}]"]
+
+
+def test_the_starts_table_and_what_decoding_adds_are_those_of_their_files() -> None:
+    found = read_held_out(STARTS)
+    shown = STUDY.split("<!-- starts held out: begin -->")[1].split("<!-- starts held out: end -->")[0]
+    lines = shown.strip().splitlines()[2:]
+    assert len(lines) == sum(len(seeds) == 3 for seeds in found.values())
+    for line in lines:
+        arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
+        figures = [_held_out(found, arm, figure, "head_jsd") for figure in ("alpha", "agreement")]
+        assert cells == [str(len(found[arm])), *figures[0], *figures[1]]
+    rows = {(row.method, row.temperature): row for row in read_result(ROWS).rows}
+    for temperature in (0.0, 1.0):
+        row = rows["head_jsd", temperature]
+        assert f"{_speed(row):.2f}x {bounds(row.speedup_joint)}" in STUDY
+    ours, theirs = rows["head_jsd_3072", 0.0].c, rows["slice_jsd", 0.0].c
+    assert ours
+    assert theirs
+    assert f"{ours / theirs:.2f} of the slice's" in STUDY
+
+
+def test_what_the_pair_came_to_by_sampling_is_that_of_its_run() -> None:
+    for row in read_result(PAIR_SAMPLED).rows:
+        assert row.gamma != 3 or f"{_speed(row):.2f}x {bounds(row.speedup_joint)}" in STUDY
 
 
 def test_the_heads_table_and_speeds_are_those_of_their_files() -> None:
@@ -190,7 +217,7 @@ def test_the_second_turn_is_as_fast_as_its_report_has_it() -> None:
 
 @pytest.mark.parametrize("kind", ["summaries", "chat", "code"])
 def test_the_table_of_copying_is_that_of_its_runs(kind: str) -> None:
-    name = f"2026-11-27_copying-{kind}_cpu-2core"
+    name = f"2026-11-{28 if kind == 'summaries' else 27}_copying-{kind}_cpu-2core"
     rows = {row.method: row for row in read_result(ROOT / "reports" / name).rows}
     methods = ("prompt_lookup", "suffix_lookup", "hybrid", "head")
     cells = [f"{_speed(rows[method]):.2f}x {bounds(rows[method].speedup_joint)}" for method in methods]
