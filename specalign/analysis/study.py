@@ -199,6 +199,11 @@ def _arms(run: RunFiles) -> Arms:
     return found
 
 
+def has_lookup(run: RunFiles) -> bool:
+    """Whether prompt lookup stands beside the objectives."""
+    return any(row.method == LOOKUP for row in run.result.rows)
+
+
 def pooled_speedup(run: RunFiles, members: Sequence[str], setting: Setting) -> Interval:
     """Pooled over the drafters; an interval over drafters and prompts."""
     return _pooled(run, members, setting).ratio
@@ -237,8 +242,7 @@ def fastest(study: Study, setting: Setting) -> Fastest:
         for other in one.pair
         if other != best
     ]
-    has_lookup = any(row.method == LOOKUP for row in run.result.rows)
-    lookup = pooled_speedup(run, [LOOKUP], setting) if has_lookup else None
+    lookup = pooled_speedup(run, [LOOKUP], setting) if has_lookup(run) else None
     return Fastest(setting, best, speeds[best], behind, lookup)
 
 

@@ -18,6 +18,7 @@ from specalign.analysis.study import (
     against,
     correlations,
     fastest,
+    has_lookup,
     held_out,
     pooled_mean,
     pooled_speedup,
@@ -44,11 +45,12 @@ the folder's name."""
 
 def write_study(folder: Path, study: Study, tested: HeldOut) -> Path:
     """Write what a study rests on, and its answer, into the run folder; equal files give equal answers."""
+    text = "\n".join([*answer(study), *held_out_lines(tested)]) + "\n"
     write_json(folder / TRAINING, study.curves)
     if tested:
         write_json(folder / HELD_OUT, as_json(tested))
     draw(study.curves, folder / PICTURE)
-    write_text(folder / ANSWER_FILE, "\n".join([*answer(study), *held_out_lines(tested)]) + "\n")
+    write_text(folder / ANSWER_FILE, text)
     return folder / ANSWER_FILE
 
 
@@ -133,7 +135,8 @@ def _table(study: Study, setting: Setting) -> list[str]:
     header = ["objective", "seeds", "speed-up", "α expected", "τ"]
     header += [f"{figure}, against {study.baseline}" for figure in ("speed", "α")]
     lines = []
-    for arm, members in {LOOKUP: [(0, LOOKUP)], **study.arms}.items():
+    lookup = {LOOKUP: [(0, LOOKUP)]} if has_lookup(study.run) else {}
+    for arm, members in {**lookup, **study.arms}.items():
         names = [name for _, name in members]
         row = [arm, str(len(names)), interval(pooled_speedup(study.run, names, setting), unit="x")]
         row += [f"{pooled_mean(study.run, names, setting, figure):.3f}" for figure in ("alpha expected", "tau")]

@@ -14,6 +14,7 @@ from specalign.run_files import PROBES_FILE, RECORDS_FILE, RESULT_FILE, read_res
 from tests.test_curves import log
 
 REPORTS = Path(__file__).parents[2] / "reports"
+STARTS = REPORTS / "2026-11-28_head-starts_cpu-2core"
 DEMO = REPORTS / "2026-11-24_demo-packed_cpu-2core"
 STUDY = REPORTS / "2026-11-25_study-long-seeds_cpu-2core"
 
@@ -28,6 +29,14 @@ def test_an_unknown_baseline_and_a_missing_folder_are_refused() -> None:
         read_study(STUDY, "dpo")
     with pytest.raises(UserError, match="no such folder: runs/nowhere"):
         main(["study", str(STUDY), "--training", "runs/nowhere"])
+
+
+def test_a_study_needs_no_prompt_lookup_beside_its_drafters(tmp_path: Path) -> None:
+    run = shutil.copytree(STARTS, tmp_path / "run")
+    main(["study", str(run), "--baseline", "head_jsd"])
+    answer = (run / "answer.md").read_text(encoding="utf-8")
+    assert "head_jsd_random_start" in answer.replace("\\", "")
+    assert "prompt_lookup" not in answer.replace("\\", "")
 
 
 def copied(folder: Path, *without: str) -> Path:
