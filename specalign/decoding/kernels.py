@@ -46,7 +46,7 @@ def compile_step(step: nn.Module, device: torch.device) -> Callable[..., Any]:
 
 def trace(feed: Callable[[], object], device: torch.device, n_rows: int) -> None:
     """Compile what ``feed`` calls, which multiplies ``n_rows`` rows by every weight; it runs twice."""
-    if n_rows <= (FEW_ROWS if _architecture() else FEWER_ROWS):
+    if device.type == "cpu" and n_rows <= (FEW_ROWS if _architecture() else FEWER_ROWS):
         with suppress(torch._dynamo.exc.BackendCompilerFailed), _compiler_settings(device, TEMPLATE):
             feed()
             feed()

@@ -156,6 +156,15 @@ def test_the_compiler_keeps_a_kernels_sums_in_registers_unless_the_user_names_a_
     assert few == (["CPP"] if written else ["CPP,ATEN"])
 
 
+def test_a_gpus_graphs_ask_for_no_compiler_of_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor import cpp_builder
+
+    calls: list[None] = []
+    monkeypatch.setattr(cpp_builder, "is_gcc", lambda: pytest.fail("there may be none"))
+    kernels.trace(lambda: calls.append(None), torch.device("cuda"), 1)
+    assert len(calls) == 2
+
+
 def test_products_that_the_template_cannot_do_are_left_to_the_other_kernels() -> None:
     asked: list[str] = []
 
