@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 import torch
 from pydantic import TypeAdapter
 
-from specalign.analysis.prediction import call_seconds, mean_call_seconds, target_seconds
+from specalign.benchmarks.adaptive import costs_by_calls
 from specalign.benchmarks.config import BenchConfig
 from specalign.benchmarks.suite import load_prompts
 from specalign.decoding import (
@@ -38,13 +38,13 @@ from specalign.decoding import (
 )
 from specalign.decoding.draft_length import DraftLengths
 from specalign.decoding.drafters import Draft, Drafting, Kind, MakeStepper, TokenByToken, nothing
+from specalign.decoding.hybrid import costs_of
 from specalign.decoding.model_rows import confidence
 from specalign.decoding.sampling import Sampling
 from specalign.decoding.session import Session
 from specalign.files import write_json
 from specalign.models.eagle import load_head
 from specalign.models.load import load_model, load_tokenizer
-from specalign.probes import Probe
 from specalign.run_files import RunFiles, read_run
 
 GREEDY = Sampling(0.0)
@@ -189,7 +189,7 @@ def _draft(drafting: TokenByToken, text: list[int], gamma: int) -> tuple[list[in
 def replayed(texts: Sequence[dict[str, Any]], run: RunFiles) -> dict[str, Any]:
     """Costs, tallies, and how many times as fast as suffix_lookup the composition should be, prompts included."""
     gamma = max(run.result.config["decoding"]["gammas"])
-    costs = {name: costs_of(run.probes, name, gamma) for name in NAMES[:2]}
+    costs = {name: costs_by_calls(run.probes, name, 0.0, gamma=gamma, most=gamma) for name in NAMES[:2]}
     plain, reading, more = prompts_of(run)
     copy = SuffixLookup(costs["suffix_lookup"])
     alone, anew, knowing = Tally(), Tally(), Tally()
@@ -213,15 +213,6 @@ def replayed(texts: Sequence[dict[str, Any]], run: RunFiles) -> dict[str, Any]:
     }
 
 
-def costs_of(probes: Sequence[Probe], name: str, gamma: int) -> DraftCosts:
-    """As ``benchmarks.adaptive`` takes them, by all probes of the run."""
-    calls, target = call_seconds(probes, name, 0.0), target_seconds(probes, name)
-    draft = [mean_call_seconds(probes, calls, n) or 0.0 for n in range(1, gamma + 1)]
-    return DraftCosts.measured(
-        draft, [mean_call_seconds(probes, target, n) or 0.0 for n in range(1, gamma + 2)]
-    )
-
-
 def prompts_of(run: RunFiles) -> tuple[float, float, float]:
     """Seconds of a plain step; plain steps for all prompts by the target, and for one prompt more by the head."""
     own = {name: [record for record in run.records if record.method == name] for name in ("target", *NAMES)}
@@ -235,7 +226,7 @@ def replay(drafter: Drafter, text: dict[str, Any], gamma: int, tally: Tally) -> 
     target: Any = SimpleNamespace(model=SimpleNamespace(device=CPU))  # all that copying asks of it
     sequence, output = list(text["prompt"]), text["output"]
     drafting = drafter.start([sequence], len(output) + gamma + 1, GREEDY, target)
-    parts = [each.adaptive for each in (drafter.parts if isinstance(drafter, Hybrid) else (drafter,))]
+    parts = costs_of(drafter)
     steps: list[Step] = []
     place = 0
     while place < len(output):
@@ -248,9 +239,7 @@ def replay(drafter: Drafter, text: dict[str, Any], gamma: int, tally: Tally) -> 
         if origin:
             origin = replace(origin, classes=origin.classes[:examined])
         steps.append(Step(len(ids), examined, right, len(emitted), (), 0.0, 0.0, 0.0, origin=origin))
-        costs = parts[max(0, origin.part) if origin else 0]
-        assert costs
-        tally.cost += costs.cost(len(ids))
+        tally.cost += parts[max(0, origin.part) if origin else 0].cost(len(ids))
     by_head = [step for step in steps if step.origin and step.origin.part == 1]
     tally.steps += len(steps)
     tally.drafts, tally.drafted = (

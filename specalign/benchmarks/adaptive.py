@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 from specalign.analysis.prediction import CallTimes, call_seconds, mean_call_seconds, target_seconds
-from specalign.benchmarks.calls import call_probes
+from specalign.benchmarks.calls import call_probes, timed_lengths
 from specalign.benchmarks.config import BenchConfig, composed
 from specalign.benchmarks.suite import Suite
 from specalign.decoding import DraftCosts, Drafter, Hybrid
 from specalign.decoding.hybrid import costs_of
-from specalign.decoding.parallel import drafts_at_once
 from specalign.probes import Probe
 from specalign.progress import progress_bar
 from specalign.results import ADAPTIVE
@@ -68,16 +68,22 @@ def _timed(suite: Suite, config: BenchConfig) -> list[Probe]:
 
 
 def _costs(name: str, drafter: Drafter, config: BenchConfig, probes: list[Probe]) -> DraftCosts:
-    """By the calls that draft 1, 2, ... tokens: on a line between one and gamma, where the drafter is not parallel."""
-    gamma, temperature = max(config.decoding.gammas), config.decoding.temperatures[0]
-    verification = target_seconds(probes, name)
+    gamma = max(config.decoding.gammas)
+    most = timed_lengths(drafter, gamma)[-1]
+    return costs_by_calls(probes, name, config.decoding.temperatures[0], gamma=gamma, most=most)
+
+
+def costs_by_calls(
+    probes: Sequence[Probe], name: str, temperature: float, *, gamma: int, most: int
+) -> DraftCosts:
+    """By the calls that draft 1, ..., ``most`` tokens, on a line between those that were timed, and the target's on
+    1, ..., gamma + 1."""
+    calls, verification = call_seconds(probes, name, temperature), target_seconds(probes, name)
     target = [_seconds(probes, verification, n) for n in range(1, gamma + 2)]
-    calls = call_seconds(probes, name, temperature)
-    most = min(gamma, drafts_at_once(drafter)) if drafts_at_once(drafter) > 1 else gamma
     return DraftCosts.measured([_seconds(probes, calls, n) for n in range(1, most + 1)], target)
 
 
-def _seconds(probes: list[Probe], calls: CallTimes | None, n_tokens: int) -> float:
+def _seconds(probes: Sequence[Probe], calls: CallTimes | None, n_tokens: int) -> float:
     seconds = mean_call_seconds(probes, calls, n_tokens)
     assert seconds is not None, "these calls were timed"
     return seconds

@@ -76,10 +76,9 @@ class Hybrid:
 
     def learned(self, rows: Sequence[Sequence[Step]]) -> Hybrid:
         """The same, knowing the steps of these requests too (``Generation.steps``), one after the other."""
-        costs = [part.adaptive for part in self.parts]
         known = self.known or Experience.none(len(self.parts))
         for steps in rows:
-            known = known.after(steps, [each for each in costs if each])
+            known = known.after(steps, costs_of(self))
         return replace(self, known=known)
 
     @property

@@ -208,8 +208,7 @@ def _loss(run: Run, heads: tuple[Head, Head], part: Part) -> Tensor:
 
 def _shares(pair: Pair) -> list[float]:
     """Of each step in the loss: decay^j, and 1 together."""
-    weights = [pair.decay**step for step in range(pair.unroll)]
-    return [weight / sum(weights) for weight in weights]
+    return [weight / sum(pair.step_weights) for weight in pair.step_weights]
 
 
 def _n_counted(objective: Objective, own: Part) -> int:

@@ -271,7 +271,7 @@ def _scored_per_prompt(config: TrainConfig) -> float:
     rollout = config.rollout
     written = config.data.max_response_tokens
     branched = rollout.branches * (1 + rollout.k_max) / 2 if rollout.style == "branches" else written
-    given = written + (config.data.max_prompt_tokens if rollout.prompts else 0)
+    given = _given_per_prompt(config)
     if config.student.is_head:
         return given + rollout.student_share * _drafted_per_prompt(config)
     return rollout.student_share * branched + (1 - rollout.student_share) * given
@@ -279,11 +279,14 @@ def _scored_per_prompt(config: TrainConfig) -> float:
 
 def _drafted_per_prompt(config: TrainConfig) -> int:
     """Tokens of a head's own drafts off one text, where it drafts off it: the teacher reads them beside the text."""
-    rollout, data = config.rollout, config.data
-    if not (config.student.is_head and rollout.student_share):
+    if not (config.student.is_head and config.rollout.student_share):
         return 0
-    given = data.max_response_tokens + (data.max_prompt_tokens if rollout.prompts else 0)
-    return min(rollout.branches, given) * (config.student.unroll - 1)
+    return min(config.rollout.branches, _given_per_prompt(config)) * (config.student.unroll - 1)
+
+
+def _given_per_prompt(config: TrainConfig) -> int:
+    """Tokens of one text that the student did not write, where they are trained on."""
+    return config.data.max_response_tokens + (config.data.max_prompt_tokens if config.rollout.prompts else 0)
 
 
 def _masks_per_token(config: TrainConfig) -> float:

@@ -46,6 +46,11 @@ class Pair:
         return known_ids(self.draft_vocabulary, head_of(self.teacher), self.n_tokens)
 
     @property
+    def step_weights(self) -> list[float]:
+        """Of each step's loss, relative to the first."""
+        return [self.decay**step for step in range(self.unroll)]
+
+    @property
     def reads(self) -> tuple[int, ...]:
         """Layers of the teacher whose incoming states the student reads."""
         return self.student.config.reads if isinstance(self.student, EagleHead) else ()
@@ -133,7 +138,7 @@ def per_token_loss(
     ]
     if len(losses) == 1:
         return losses[0]
-    weights = [pair.decay**step for step in range(len(losses))]
+    weights = pair.step_weights
     weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True)]
     return torch.stack(weighted).sum(0) / sum(weights)
 
