@@ -91,16 +91,26 @@ def test_the_table_comes_out_of_the_published_result() -> None:
 def test_what_the_pair_came_to_is_that_of_its_files() -> None:
     """README's and the study's figures of Qwen2.5-Coder, and the table of what distillation adds."""
     found = read_held_out(PAIR)
-    shown = STUDY.split("<!-- pair held out: begin -->")[1].split("<!-- pair held out: end -->")[0]
-    for line in shown.strip().splitlines()[2:]:
-        arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        figures = [_held_out(found, arm, figure, "untrained") for figure in ("alpha", "agreement")]
-        assert cells == [*figures[0], *figures[1]]
+    shown = _shown("pair")
+    assert shown == {arm: _figures(found, arm, "untrained") for arm in shown}
     stock = next(row for row in read_result(PAIR).rows if (row.method, row.gamma) == ("untrained-0", 3))
     assert stock.speedup
     assert f"{stock.speedup.value:.2f}x {bounds(stock.speedup_joint)} at γ = 3" in STUDY
     assert f"{stock.speedup.value:.2f} times as fast" in README
     assert f"α of {mean(found['untrained']['seed-0'], 'alpha'):.3f}" in README.replace("\n  ", " ")
+
+
+def _shown(table: str) -> dict[str, list[str]]:
+    """Cells of a table of held-out figures in the study, by arm."""
+    lines = STUDY.split(f"<!-- {table} held out: begin -->")[1].split(f"<!-- {table} held out: end -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines.strip().splitlines()[2:]]
+    found = {arm: cells for arm, *cells in rows}
+    assert len(found) == len(rows) > 0
+    return found
+
+
+def _figures(found: HeldOut, arm: str, baseline: str) -> list[str]:
+    return [cell for figure in ("alpha", "agreement") for cell in _held_out(found, arm, figure, baseline)]
 
 
 def _held_out(found: HeldOut, arm: str, figure: str, baseline: str) -> list[str]:
@@ -114,13 +124,8 @@ def _held_out(found: HeldOut, arm: str, figure: str, baseline: str) -> list[str]
 
 def test_the_starts_table_and_what_decoding_adds_are_those_of_their_files() -> None:
     found = read_held_out(STARTS)
-    shown = STUDY.split("<!-- starts held out: begin -->")[1].split("<!-- starts held out: end -->")[0]
-    lines = shown.strip().splitlines()[2:]
-    assert len(lines) == sum(len(seeds) == 3 for seeds in found.values())
-    for line in lines:
-        arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        figures = [_held_out(found, arm, figure, "head_jsd") for figure in ("alpha", "agreement")]
-        assert cells == [str(len(found[arm])), *figures[0], *figures[1]]
+    arms = [arm for arm, seeds in found.items() if len(seeds) == 3]
+    assert _shown("starts") == {arm: ["3", *_figures(found, arm, "head_jsd")] for arm in arms}
     rows = {(row.method, row.temperature): row for row in read_result(ROWS).rows}
     for temperature in (0.0, 1.0):
         row = rows["head_jsd", temperature]
@@ -139,13 +144,8 @@ def test_what_the_pair_came_to_by_sampling_is_that_of_its_run() -> None:
 def test_the_heads_table_and_speeds_are_those_of_their_files() -> None:
     """Of every arm the means over its seeds, and of the compiled run the rows that the study names."""
     found = read_held_out(HEADS)
-    shown = STUDY.split("<!-- heads held out: begin -->")[1].split("<!-- heads held out: end -->")[0]
-    lines = shown.strip().splitlines()[2:]
-    assert len(lines) == len(found)
-    for line in lines:
-        arm, *cells = [cell.strip() for cell in line.strip("|").split("|")]
-        figures = [_held_out(found, arm, figure, "head_jsd") for figure in ("alpha", "agreement")]
-        assert cells == [str(len(found[arm])), *figures[0], *figures[1]]
+    expected = {arm: [str(len(seeds)), *_figures(found, arm, "head_jsd")] for arm, seeds in found.items()}
+    assert _shown("heads") == expected
     ours, theirs = (_held_out(found, arm, "alpha", "head_jsd")[0] for arm in ("head_jsd", "slice_jsd"))
     assert f"a head reaches α = {ours} on test prompts, a two-layer slice\n  {theirs}." in README
     rows = {(row.method, row.temperature): row for row in read_result(HEADS).rows if row.gamma == 1}
@@ -168,8 +168,21 @@ def test_the_times_of_compiled_calls_are_those_of_the_runs_that_are_named() -> N
     before, after = _target_ms("2026-11-27_parallel_cpu-2core"), _target_ms("2026-11-27_heads_cpu-2core")
     assert f"two positions took {before[2]:.1f} ms where one took {before[1]:.1f}" in page
     assert f"{after[2]:.1f} ms for two and {after[4]:.1f} for four, beside {after[1]:.1f} for one" in page
+    again = _target_ms("2026-11-28_parallel_cpu-2core")
+    assert f"Five positions still took {before[5]:.1f} ms in the first" in page
+    assert f"five take {again[5]:.1f} ms beside {again[1]:.1f} for one" in page
     long = _target_ms("2026-11-27_heads-long_cpu-2core")
     assert f"{long[1]:.1f} ms there and {after[1]:.1f} in the run before" in " ".join(STUDY.split())
+
+
+def test_where_parallel_drafts_break_even_is_that_of_their_run() -> None:
+    rows = read_result(ROOT / "reports" / "2026-11-28_parallel_cpu-2core").rows
+    needed = {
+        (row.method, row.temperature): f"{row.break_even_alpha:.2f}" for row in rows if row.break_even_alpha
+    }
+    greedy, sampled = ([needed[method, t] for method in ("jsd", "sequential")] for t in (0.0, 1.0))
+    told = f"α = {greedy[0]} instead of {greedy[1]} (temperature 0; {sampled[0]} instead of {sampled[1]} at 1;"
+    assert told in " ".join(STUDY.split())
 
 
 def test_the_acceptance_of_both_engines_comes_out_of_its_file() -> None:
